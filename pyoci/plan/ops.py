@@ -22,8 +22,8 @@ RUNTIME = "runtime"
 class Ref:
     """The result of an earlier op, by name: written `@name` in a printed plan.
 
-    `name` is the `result` of that op, or one of the names that the launcher provides (see `Plan.provided`).
-    `offset` is a byte offset into a result that is memory (a `Buffer`), None for the value itself.
+    `name` is the `result` of that op, or a name that the launcher provides: `control`, `listen`, `console`, and for the
+    runtime's ops `pid`, the container's init as the runtime sees it.
     """
 
     __slots__ = ("name",)
@@ -88,7 +88,7 @@ class Asset:
 
 
 class Buffer:
-    """`size` zeroed bytes that the call writes; a later op can pass the same memory by `Address(name)`."""
+    """`size` zeroed bytes that the call writes; a later op passes the same memory by `Address(name)`."""
 
     __slots__ = ("name", "size")
 
@@ -97,7 +97,17 @@ class Buffer:
         self.size = size
 
 
-Arg = "int | bytes | Ref | Struct | Vector | Blob | Asset | Buffer"
+class Address:
+    """The memory of the `Buffer` called `name`."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+if TYPE_CHECKING:
+    Arg = int | bytes | Ref | Struct | Vector | Blob | Asset | Buffer | Address
 
 
 class Op:

@@ -1,0 +1,178 @@
+"""Constants of the kernel's user interface that plans and the runtime use, under the kernel's own names.
+
+The values are those of x86_64.  They are the same on aarch64 but for four open flags, which `open_flags` translates when a program is
+assembled.  tests/test_uapi.py compiles each against the kernel's headers for both architectures.
+"""
+
+from __future__ import annotations
+
+# fcntl.h, openat2(2)
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_EACCESS = 0x200
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+O_RDONLY = 0
+O_WRONLY = 1
+O_RDWR = 2
+O_CREAT = 0o100
+O_EXCL = 0o200
+O_NOCTTY = 0o400
+O_TRUNC = 0o1000
+O_NONBLOCK = 0o4000
+O_DIRECTORY = 0o200000
+O_NOFOLLOW = 0o400000
+O_CLOEXEC = 0o2000000
+O_PATH = 0o10000000
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+# sched.h, clone3(2)
+CLONE_NEWTIME = 0x80
+CLONE_PARENT = 0x8000
+CLONE_NEWNS = 0x20000
+CLONE_NEWCGROUP = 0x2000000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWIPC = 0x8000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000
+
+# mount.h
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = O_CLOEXEC
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSPICK_CLOEXEC = 1
+FSPICK_EMPTY_PATH = 8
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+FSCONFIG_CMD_RECONFIGURE = 7
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR__ATIME = 0x70
+MOUNT_ATTR_RELATIME = 0x0
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+
+# stat.h
+S_IFIFO = 0o010000
+S_IFCHR = 0o020000
+S_IFBLK = 0o060000
+S_IFREG = 0o100000
+S_IFMT = 0o170000
+
+# close_range(2)
+CLOSE_RANGE_CLOEXEC = 4
+UINT_MAX = 0xFFFFFFFF
+
+# prctl.h
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+# seccomp.h
+SECCOMP_SET_MODE_FILTER = 1
+
+# keyctl.h
+KEYCTL_JOIN_SESSION_KEYRING = 1
+
+# ioctls
+TIOCSCTTY = 0x540E
+TIOCSWINSZ = 0x5414
+TIOCGPTPEER = 0x5441
+TIOCSPTLCK = 0x40045431
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+
+# sockets
+AF_INET = 2
+SOCK_DGRAM = 2
+SOCK_CLOEXEC = O_CLOEXEC
+SOL_SOCKET = 1
+SCM_RIGHTS = 1
+MSG_NOSIGNAL = 0x4000
+SIGCHLD = 17
+X_OK = 1
+
+RLIMITS = {
+    "RLIMIT_CPU": 0,
+    "RLIMIT_FSIZE": 1,
+    "RLIMIT_DATA": 2,
+    "RLIMIT_STACK": 3,
+    "RLIMIT_CORE": 4,
+    "RLIMIT_RSS": 5,
+    "RLIMIT_NPROC": 6,
+    "RLIMIT_NOFILE": 7,
+    "RLIMIT_MEMLOCK": 8,
+    "RLIMIT_AS": 9,
+    "RLIMIT_LOCKS": 10,
+    "RLIMIT_SIGPENDING": 11,
+    "RLIMIT_MSGQUEUE": 12,
+    "RLIMIT_NICE": 13,
+    "RLIMIT_RTPRIO": 14,
+    "RLIMIT_RTTIME": 15,
+}
+
+NAMESPACES = {
+    "user": CLONE_NEWUSER,
+    "mount": CLONE_NEWNS,
+    "pid": CLONE_NEWPID,
+    "network": CLONE_NEWNET,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "cgroup": CLONE_NEWCGROUP,
+    "time": CLONE_NEWTIME,
+}
+
+# The four open flags that differ, as (x86_64, aarch64).
+O_DIRECT = 0o40000
+O_LARGEFILE = 0o100000
+_ARM64_OPEN = (
+    (O_DIRECTORY, 0o40000),
+    (O_NOFOLLOW, 0o100000),
+    (O_DIRECT, 0o200000),
+    (O_LARGEFILE, 0o400000),
+)
+
+
+def open_flags(arch: str, value: int) -> int:
+    """`value` (x86_64's open flags) as `arch` numbers them."""
+    if arch != "aarch64":
+        return value
+    out = value
+    for ours, _ in _ARM64_OPEN:
+        out &= ~ours
+    for ours, theirs in _ARM64_OPEN:
+        if value & ours:
+            out |= theirs
+    return out

@@ -1,0 +1,1 @@
+"""What a container needs, as ordered kernel calls."""
