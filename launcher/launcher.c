@@ -1,0 +1,1 @@
+__attribute__((noreturn)) void _start(void) { for (;;) ; }
