@@ -1,8 +1,8 @@
 """Names and words of the kernel's errors (asm-generic/errno.h, errno(3)).
 
 The words are lower case, as in the messages of runtimes written in Go: engines look for "no such file or directory" or
-"permission denied" in a runtime's last line to choose their own exit status.  A table and not `os.strerror`, whose words
-follow the caller's locale and C library.
+"permission denied" in a runtime's last line to choose their own exit status.  A table and not `os.strerror`, whose
+words follow the caller's locale and C library.
 """
 
 from __future__ import annotations

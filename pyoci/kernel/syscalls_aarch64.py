@@ -1,4 +1,4 @@
-"""Numbers of the system calls that plans may use on aarch64 (asm/unistd.h); tests/test_uapi.py holds them to the headers."""
+"""Numbers of the system calls that plans may use on aarch64 (asm/unistd.h). Held to the headers by a test."""
 
 from __future__ import annotations
 
