@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Value:
     """Equality and printing by content."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and all(getattr(self, n) == getattr(other, n) for n in self.__slots__)
@@ -128,7 +128,7 @@ class Rlimit(Value):
 
 
 class Process(Value):
-    """config.md#process.  `scheduler`, `io_priority` and `exec_cpu_affinity` are the JSON objects, their shape checked."""
+    """config.md#process.  `scheduler`, `io_priority` and `exec_cpu_affinity` are JSON objects, shape checked."""
 
     __slots__ = (
         "apparmor_profile", "args", "capabilities", "console_size", "cwd", "env", "exec_cpu_affinity", "io_priority",
@@ -215,7 +215,7 @@ class Hooks(Value):
 
 
 class Namespace(Value):
-    """config-linux.md#namespaces: `type` is pid, network, mount, ipc, uts, user, cgroup or time; `path` None makes one."""
+    """config-linux.md#namespaces: `type` pid, network, mount, ipc, uts, user, cgroup or time; `path` None makes one."""
 
     __slots__ = ("path", "type")
 
@@ -225,7 +225,7 @@ class Namespace(Value):
 
 
 class Device(Value):
-    """config-linux.md#devices: `type` c, b, u (as c) or p (numbers without meaning); None leaves mode or owner to us."""
+    """config-linux.md#devices: `type` c, b, u (as c) or p (without numbers); None leaves mode or owner to us."""
 
     __slots__ = ("file_mode", "gid", "major", "minor", "path", "type", "uid")
 
