@@ -98,12 +98,13 @@ class Buffer:
 
 
 class Address:
-    """The memory of the `Buffer` called `name`."""
+    """The memory of the `Buffer` called `name`, `offset` bytes into it."""
 
-    __slots__ = ("name",)
+    __slots__ = ("name", "offset")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, offset: int = 0) -> None:
         self.name = name
+        self.offset = offset
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,152 @@
+"""What planning needs to know of the machine, as one value: `probe()` is the only reader of it for that purpose.
+
+A `Host` can be written to JSON and read back (`pyoci plan --host FILE`), so that a plan can be made, and tested, without the machine
+that it is for and without privileges.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from pyoci.cgroup.detect import detect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.spec.types import Spec
+
+S_IFMT, S_IFDIR, S_IFIFO, S_IFSOCK = 0o170000, 0o040000, 0o010000, 0o140000
+
+
+class Host:
+    """
+    kernel                  (major, minor)
+    arch                    "x86_64" or "aarch64"
+    uid, gid, euid          ours
+    capabilities, bounding  our effective and bounding sets, as bits
+    last_cap                the highest capability that the kernel knows
+    initial_user_namespace  whether we are in the machine's own
+    cgroup_mode             "v1", "v2", "hybrid" or "none"
+    cgroup_mounts           controller ("name=x" for named hierarchies, "" for v2) -> mount point
+    cgroup_self             the same keys -> our own cgroup, as a path below that mount point
+    cgroup_controllers      what v2's root offers
+    source_types            absolute path of a bind source -> "dir", "file" or "none"
+    stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
+    """
+
+    __slots__ = (
+        "arch",
+        "bounding",
+        "capabilities",
+        "cgroup_controllers",
+        "cgroup_mode",
+        "cgroup_mounts",
+        "cgroup_self",
+        "euid",
+        "gid",
+        "initial_user_namespace",
+        "kernel",
+        "last_cap",
+        "source_types",
+        "stdio_pipes",
+        "uid",
+    )
+
+    def __init__(self) -> None:
+        self.kernel = (0, 0)
+        self.arch = "x86_64"
+        self.uid = self.gid = self.euid = 0
+        self.capabilities = self.bounding = 0
+        self.last_cap = 40
+        self.initial_user_namespace = True
+        self.cgroup_mode = "none"
+        self.cgroup_mounts: dict[str, str] = {}
+        self.cgroup_self: dict[str, str] = {}
+        self.cgroup_controllers: tuple[str, ...] = ()
+        self.source_types: dict[str, str] = {}
+        self.stdio_pipes: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """A JSON object with a key for each attribute."""
+        values: dict[str, object] = {}
+        for name in sorted(self.__slots__):
+            value = getattr(self, name)
+            values[name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, object]) -> Host:
+        """The inverse of `to_json`; keys that are absent keep the defaults, unknown ones raise ValueError."""
+        host = cls()
+        for name, value in values.items():
+            if name not in cls.__slots__:
+                raise ValueError(f"a host has no {name!r}")
+            default = getattr(host, name)
+            given = tuple(value) if isinstance(value, list) else value
+            if type(given) is not type(default):
+                raise ValueError(f"{name} must be like {default!r}")
+            setattr(host, name, given)
+        return host
+
+
+def read(path: str) -> bytes:
+    """All of a small kernel file."""
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(fd, 65536)
+    finally:
+        posix.close(fd)
+
+
+def probe() -> Host:
+    """The machine and ourselves as they are now; see `probe_sources` for what depends on a bundle."""
+    host = Host()
+    system = posix.uname()
+    major, _, rest = system.release.partition(".")
+    minor = ""
+    for character in rest:
+        if not character.isdigit():
+            break
+        minor += character
+    host.kernel = (int(major), int(minor or 0))
+    host.arch = system.machine
+    host.uid, host.gid, host.euid = posix.getuid(), posix.getgid(), posix.geteuid()
+    status = read("/proc/self/status")
+    host.capabilities = _hexadecimal(status, b"\nCapEff:\t")
+    host.bounding = _hexadecimal(status, b"\nCapBnd:\t")
+    host.last_cap = int(read("/proc/sys/kernel/cap_last_cap"))
+    host.initial_user_namespace = read("/proc/self/uid_map").split() == [b"0", b"0", b"4294967295"]
+    host.cgroup_mode, host.cgroup_mounts, host.cgroup_self, controllers = detect()
+    host.cgroup_controllers = tuple(controllers)
+    pipes: list[int] = []
+    for number in range(3):
+        try:
+            kind = posix.fstat(number).st_mode & S_IFMT
+        except OSError:
+            continue
+        if kind in (S_IFIFO, S_IFSOCK):
+            pipes.append(number)
+    host.stdio_pipes = tuple(pipes)
+    return host
+
+
+def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
+    """Fill `source_types` for `spec`'s bind mounts and root; what cannot be looked at is "none"."""
+    types = host.source_types
+    for mount in spec.mounts:
+        if "bind" in mount.options or "rbind" in mount.options:
+            source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
+            types[source] = source_type(source)
+
+
+def source_type(path: str) -> str:
+    """ "dir", "file" or "none"."""
+    try:
+        mode = posix.stat(path).st_mode
+    except OSError:
+        return "none"
+    return "dir" if mode & S_IFMT == S_IFDIR else "file"
+
+
+def _hexadecimal(status: bytes, label: bytes) -> int:
+    start = status.index(label) + len(label)
+    return int(status[start : status.index(b"\n", start)], 16)

@@ -1,0 +1,232 @@
+"""Spawn init with an assembled program, play the runtime's column at its barriers, and turn reports into errors."""
+
+from __future__ import annotations
+
+import posix
+from errno import EINTR
+
+import _socket
+import fcntl
+
+from pyoci.errors import PyociError
+from pyoci.kernel.errnos import words
+from pyoci.plan.ops import Ref
+from pyoci.program import AT_BARRIER, FAILED, FORKED, REPORT, TEXT_MAX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pyoci.plan.ops import Op
+    from pyoci.program import Program
+
+INIT_ELF = __file__[: __file__.rindex("/")] + "/init/init.elf"
+TEXT = 0x1000
+MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_EXEC = 1, 2, 0x10
+F_ADD_SEALS = 1033
+SEALS = 0xF  # SEAL, SHRINK, GROW, WRITE
+SIGNALS = (*range(1, 32), *range(34, 65))
+DESCRIPTOR = 4  # kind of the message that carries the terminal's master
+# our own descriptors are moved out of the way of those that init is given
+HIGH = 64
+
+
+def template() -> bytes:
+    """init's ELF headers and text: the first page of the installed file."""
+    fd = posix.open(INIT_ELF, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(fd, TEXT)
+    finally:
+        posix.close(fd)
+
+
+def seal(image: bytes, kernel: tuple[int, int]) -> int:
+    """A sealed memfd of `image`: what init executes is nobody's file and can be changed by nobody (CVE-2019-5736)."""
+    # The kernel wants to be told that a memfd will be executed since 6.3, and does not know the flag before.
+    executable = MFD_EXEC if kernel >= (6, 3) else 0
+    fd = posix.memfd_create("pyoci-init", MFD_CLOEXEC | MFD_ALLOW_SEALING | executable)
+    rest = memoryview(image)
+    while rest:
+        rest = rest[posix.write(fd, rest) :]
+    fcntl.fcntl(fd, F_ADD_SEALS, SEALS)
+    return fd
+
+
+class Died(PyociError):
+    """init ended without a report: somebody killed it."""
+
+
+class Failure(PyociError):
+    """init reported a failing op: `op` and `errno` say which and why, `detail` has the kernel's own words."""
+
+    def __init__(self, op: Op, number: int, detail: str) -> None:
+        super().__init__(f"{op.origin}: {op.call}: {words(number)}")
+        self.op = op
+        self.errno = number
+        self.detail = detail
+
+
+class Session:
+    """One init at work.
+
+    pid         the container's first process in the runtime's pid namespace, 0 before clone3
+    descriptor  the terminal's master once it has arrived, or -1
+    """
+
+    __slots__ = ("control", "descriptor", "perform", "pid", "program", "stage")
+
+    def __init__(self, program: Program, perform: Callable[[Op, Session], None]) -> None:
+        self.program = program
+        self.perform = perform
+        self.control: _socket.socket | None = None
+        self.pid = 0
+        self.stage = 0
+        self.descriptor = -1
+
+    def spawn(
+        self,
+        kernel: tuple[int, int],
+        fds: Mapping[str, int],
+        given: Mapping[str, int],
+        stdio: tuple[int, int, int] = (0, 1, 2),
+    ) -> None:
+        """Start init; `fds` are its numbers for its descriptors by name, `given` our descriptors for some of those names."""
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self.control = ours
+        high: list[int] = []
+        try:
+            image = seal(self.program.image, kernel)
+            executable = fcntl.fcntl(image, fcntl.F_DUPFD_CLOEXEC, max(fds.values()) + HIGH)
+            high.append(executable)
+            posix.close(image)
+            actions: list[tuple[int, int, int]] = []
+            for name, source in (*given.items(), ("control", theirs.fileno())):
+                moved = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, max(fds.values()) + HIGH)
+                high.append(moved)
+                actions.append((posix.POSIX_SPAWN_DUP2, moved, fds[name]))
+            if stdio != (0, 1, 2):
+                streams = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(fds.values()) + HIGH) for fd in stdio]
+                high += streams
+                actions += [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
+            self.stage = posix.posix_spawn(
+                f"/proc/self/fd/{executable}",
+                [b"pyoci", b"init"],
+                {},
+                file_actions=actions,
+                setsigmask=(),
+                setsigdef=SIGNALS,
+            )
+        finally:
+            theirs.close()
+            for fd in high:
+                posix.close(fd)
+
+    def attach(self, control: _socket.socket, pid: int) -> None:
+        """Go on with an init that waits for `start`, over a connection to its socket."""
+        self.control = control
+        self.pid = pid
+
+    def play(self) -> None:
+        """Serve reports until init executes the user's program (end of file).  Raises Failure, Died, or what `perform` raises."""
+        control = self.control
+        assert control is not None
+        last = -1
+        barriers = self.program.barriers
+        while True:
+            message = self._receive(control)
+            if not message:
+                if self.stage:
+                    self._reap_stage()
+                    raise Died("init died before it made the container")
+                if last != max(barriers, default=-1):
+                    raise Died("init died before it reached the container's program")
+                return
+            kind, index, value, length = REPORT.unpack_from(message)
+            if kind == FORKED:
+                self.pid = value
+                self._reap_stage()
+            elif kind == AT_BARRIER:
+                last = index
+                for op in barriers[index]:
+                    self.perform(op, self)
+                try:
+                    control.send(b"\0")
+                except OSError as error:
+                    raise Died("init died while the runtime was at work for it") from error
+            elif kind == FAILED:
+                text = message[REPORT.size : REPORT.size + length].decode("utf-8", "replace").strip()
+                raise Failure(self.program.index[index], value, text)
+
+    def _receive(self, control: _socket.socket) -> bytes:
+        if self.descriptor == -2:  # noqa: PLR2004 - see expect_descriptor
+            message, ancillary, _, _ = control.recvmsg(REPORT.size + TEXT_MAX, _socket.CMSG_SPACE(4))
+            for _, _, data in ancillary:
+                self.descriptor = int.from_bytes(data[:4], "little")
+                posix.set_inheritable(self.descriptor, False)
+            return message
+        try:
+            return control.recv(REPORT.size + TEXT_MAX)
+        except ConnectionResetError:
+            return b""
+
+    def expect_descriptor(self) -> None:
+        """Take the terminal's master from the next message that carries one."""
+        self.descriptor = -2
+
+    def _reap_stage(self) -> None:
+        if self.stage:
+            posix.waitpid(self.stage, 0)
+            self.stage = 0
+
+    def abandon(self) -> None:
+        """Kill what was started and reap it; nothing of it is left when this returns."""
+        if self.control is not None:
+            self.control.close()
+            self.control = None
+        for pid in (self.stage, self.pid):
+            if pid:
+                try:
+                    posix.kill(pid, 9)
+                    posix.waitpid(pid, 0)
+                except OSError:
+                    pass
+        self.stage = self.pid = 0
+
+
+def substitute(text: bytes, pid: int) -> bytes:
+    """`@pid` in a path stands for the container's first process."""
+    return text.replace(b"@pid", b"%d" % pid) if b"@pid" in text else text
+
+
+def write(path: bytes, data: bytes) -> None:
+    """One write(2) to a kernel file: such files take a value whole or not at all."""
+    fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
+    try:
+        posix.write(fd, data)
+    finally:
+        posix.close(fd)
+
+
+def perform_write(op: Op, pid: int) -> None:
+    """The runtime's `write(path, data)`; data may be `@pid`."""
+    path, data = op.args
+    assert isinstance(path, bytes)
+    content = b"%d" % pid if isinstance(data, Ref) else data
+    assert isinstance(content, bytes)
+    write(substitute(path, pid), content)
+
+
+def run_ops(ops: Sequence[Op], do: Callable[[Op], None]) -> None:
+    """The runtime's ops in order, with their tolerated errnos and blocks; raises Failure."""
+    for op in ops:
+        try:
+            do(op)
+        except OSError as error:
+            number = error.errno or EINTR
+            if number not in op.tolerate:
+                raise Failure(op, number, "") from error
+            run_ops(op.otherwise, do)
+        else:
+            run_ops(op.then, do)
+
+

@@ -1,0 +1,359 @@
+"""The whole plan of `create` and `run`: the order of everything, stated once.
+
+    runtime     cgroups are made, limits written
+    init, in the runtime's namespaces      sources opened, namespaces joined, clone3
+    init, in the container's      ids mapped and cgroup entered by the runtime; root, mounts, devices, terminal
+    runtime     prestart, createRuntime and createContainer hooks
+    init        masks, pivot_root, names, sysctl, privileges dropped
+    runtime     the container is recorded as created
+    init        waits for start; startContainer hooks by the runtime; seccomp; execve
+"""
+
+from __future__ import annotations
+
+from errno import EAFNOSUPPORT, EINVAL, ENOSYS, EPERM
+
+from pyoci.kernel import flags as k
+from pyoci.plan import devices, mounts
+from pyoci.plan import namespaces as ns
+from pyoci.plan.cgroups import plan_cgroups
+from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
+from pyoci.plan.paths import HANDLE, close, make_directories, openat2
+from pyoci.plan.process import plan_process
+from pyoci.plan.seccomp import flag_bits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.host import Host
+    from pyoci.plan.cgroups import CgroupPlan
+    from pyoci.spec.types import Spec
+
+LIFECYCLE = "runtime.md#lifecycle"
+NAME = b"pyoci:init"
+# first descriptor of the launcher's own: after the standard streams and those that the caller hands through
+CONTROL, LISTEN, CONSOLE = 0, 1, 2
+DESCRIPTORS = 3
+SYS_ADMIN = 1 << 21
+
+
+class PlanOptions:
+    """What the command line decides.
+
+    bundle        absolute path of the bundle; relative sources are relative to it
+    listen        the container waits for `start` on a socket (create) or goes on at once (run)
+    console       None, or where the terminal's master goes: "console" (a socket of the caller's) or "control" (to us)
+    preserve_fds  how many descriptors after the standard streams the container inherits
+    """
+
+    __slots__ = ("bundle", "console", "id", "listen", "no_new_keyring", "no_pivot", "pid_file", "preserve_fds")
+
+    def __init__(  # noqa: PLR0913 - one a flag
+        self,
+        id: str,
+        bundle: str,
+        listen: bool = True,
+        console: str | None = None,
+        preserve_fds: int = 0,
+        no_pivot: bool = False,
+        no_new_keyring: bool = False,
+        pid_file: str | None = None,
+    ) -> None:
+        self.id = id
+        self.bundle = bundle
+        self.listen = listen
+        self.console = console
+        self.preserve_fds = preserve_fds
+        self.no_pivot = no_pivot
+        self.no_new_keyring = no_new_keyring
+        self.pid_file = pid_file
+
+
+class ContainerPlan:
+    """`ops` in order; `fds` the descriptors that init is started with, by name; `cgroups` where the container lives."""
+
+    __slots__ = ("cgroups", "fds", "ops")
+
+    def __init__(self, ops: list[Op], fds: dict[str, int], cgroups: CgroupPlan) -> None:
+        self.ops = ops
+        self.fds = fds
+        self.cgroups = cgroups
+
+
+def descriptors(preserve_fds: int) -> dict[str, int]:
+    """Numbers of the launcher's descriptors in init: behind the preserved ones, so that one close_range ends all others."""
+    first = 3 + preserve_fds
+    return {"control": first + CONTROL, "listen": first + LISTEN, "console": first + CONSOLE}
+
+
+def shed(preserve_fds: int, origin: str = LIFECYCLE) -> list[Op]:
+    """Close what the caller leaked to us; mark what is ours to vanish at execve (CVE-2024-21626)."""
+    first = 3 + preserve_fds
+    return [
+        Op("close_range", (first + DESCRIPTORS, k.UINT_MAX, 0), origin),
+        Op("close_range", (first, k.UINT_MAX, k.CLOSE_RANGE_CLOEXEC), origin),
+    ]
+
+
+def granted_capabilities(host: Host, user_namespace: bool) -> int:
+    """Capabilities that the container's first process holds before it drops any."""
+    return (2 << host.last_cap) - 1 if user_namespace else host.bounding & host.capabilities
+
+
+def root_path(spec: Spec, bundle: str) -> str:
+    """/root/path, absolute."""
+    path = spec.root.path if spec.root else ""
+    return path if path.startswith("/") else f"{bundle}/{path}"
+
+
+def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPlan:
+    """The plan for `spec` on `host`; pure: equal inputs give an equal plan."""
+    names = ns.Namespaces(spec.linux)
+    cgroups = plan_cgroups(spec, host, options.id, rootless=host.euid != 0)
+    fds = descriptors(options.preserve_fds)
+    process = spec.process
+    privileged = bool(host.capabilities & SYS_ADMIN)
+    by_bind = names.has("user") or not host.initial_user_namespace
+
+    mount_plan = mounts.plan_mounts(spec, host, options.bundle, cgroups.paths)
+    device_plan = devices.plan_devices(spec, by_bind)
+    own_mounts = names.has("mount")
+    root = _open_root(spec, options, own_mounts)
+    sources = [*root, *mount_plan.sources, *device_plan.sources]
+
+    ops: list[Op] = [*cgroups.create]
+    # -- in the runtime's namespaces
+    ops += shed(options.preserve_fds)
+    ops.append(Op("prctl", (15, NAME, 0, 0, 0), LIFECYCLE))
+    if process is not None and process.oom_score_adj is not None:
+        # inherited by the container; before we stop being dumpable, which would make the file root's
+        ops += write_file(k.AT_FDCWD, b"/proc/self/oom_score_adj", str(process.oom_score_adj), "/process/oomScoreAdj")
+    if privileged:
+        ops.append(Op("prctl", (k.PR_SET_DUMPABLE, 0, 0, 0, 0), LIFECYCLE))
+    ops += cgroups.before_clone
+    ops += ns.open_joined(names)
+    if privileged:
+        ops += sources
+    ops += ns.join(names)
+    ops.append(ns.clone(names, cgroups.clone_into is not None))
+    # -- the container's first process
+    ops += ns.id_maps(spec.linux, host, names)
+    ops += cgroups.enter
+    ops += ns.become_root(names)
+    if not privileged:
+        ops.append(Op("prctl", (k.PR_SET_DUMPABLE, 0, 0, 0, 0), LIFECYCLE))
+    ops.append(Op("setsid", (), LIFECYCLE))
+    ops.append(Op("umask", (0,), LIFECYCLE))
+    if not options.no_new_keyring:
+        # a keyring of its own: the caller's session keys are not the container's (keyrings(7))
+        keyring = Op(
+            "keyctl",
+            (k.KEYCTL_JOIN_SESSION_KEYRING, f"_ses.{options.id}".encode(), 0, 0, 0),
+            LIFECYCLE,
+            tolerate=(ENOSYS, EPERM),
+        )
+        ops.append(keyring)
+    if spec.linux.sysctl or "time" in names.new:
+        ops += _private_procfs()
+    ops += ns.later(spec, names)
+    if "network" in names.new:
+        ops += _loopback()
+    if spec.hostname is not None and spec.hostname != "":
+        name = spec.hostname.encode()
+        ops.append(Op("sethostname", (name, len(name)), "/hostname"))
+    if spec.domainname:
+        name = spec.domainname.encode()
+        ops.append(Op("setdomainname", (name, len(name)), "/domainname"))
+    ops += _sysctl(spec)
+    # -- root and mounts
+    if "mount" in names.new:
+        # whatever happens to our copy of the host's mounts stays ours
+        ops.append(_setattr_root(k.MS_SLAVE, names.pointer("mount")))
+    if not privileged:
+        ops += sources
+    ops += _place_root(spec, own_mounts)
+    ops += mount_plan.ops
+    ops += device_plan.ops
+    if process is not None and process.terminal:
+        receiver = options.console or "control"
+        ops += devices.plan_terminal(process, receiver, TERMINAL_MESSAGE if receiver == "control" else b"/dev/ptmx")
+        ops += devices.plan_console()
+    ops += _hooks(spec)
+    ops += _seal_root(spec, mount_plan.late, own_mounts, options.no_pivot)
+    ops += _process(spec, host, options, names, process_fds=fds)
+    return ContainerPlan(ops, fds, cgroups)
+
+
+# the message that carries a terminal's master to us looks like a report: kind 4, no op, no value, no text
+TERMINAL_MESSAGE = (4).to_bytes(4, "little") + bytes(12)
+
+
+def write_file(directory: int | Ref, path: bytes, text: str, origin: str) -> list[Op]:
+    """open, write, close of a kernel file."""
+    data = text.encode()
+    return [
+        Op("openat", (directory, path, k.O_WRONLY | k.O_CLOEXEC), origin, "file"),
+        Op("write", (Ref("file"), data, len(data)), origin),
+        close("file", origin),
+    ]
+
+
+def _open_root(spec: Spec, options: PlanOptions, own_mounts: bool) -> list[Op]:
+    path = root_path(spec, options.bundle).encode()
+    if not own_mounts:
+        # no mount namespace: the root is where it is, and what is mounted in it is the caller's to see
+        return [Op("openat", (k.AT_FDCWD, path, HANDLE | k.O_DIRECTORY), "/root/path", "rootfs")]
+    flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE
+    return [Op("open_tree", (k.AT_FDCWD, path, flags), "/root/path", "rootfs")]
+
+
+def _setattr_root(propagation: int, origin: str) -> Op:
+    attr = Struct("mount_attr", propagation=propagation)
+    return Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, attr, mounts.ATTR_SIZE), origin)
+
+
+def _place_root(spec: Spec, own_mounts: bool) -> list[Op]:
+    """Put the detached root on top of "/": the one place whose name cannot lie, and the one that pivot_root replaces."""
+    if not own_mounts:
+        return []
+    slave = spec.linux.rootfs_propagation in ("", "slave", "rslave")
+    return [
+        mounts.setattr_op(
+            "rootfs",
+            mounts.TREE,
+            "/linux/rootfsPropagation",
+            propagation=k.MS_SLAVE if slave else k.MS_PRIVATE,
+        ),
+        Op(
+            "move_mount",
+            (Ref("rootfs"), b"", k.AT_FDCWD, b"/", k.MOVE_MOUNT_F_EMPTY_PATH),
+            "/root/path",
+        ),
+    ]
+
+
+def _private_procfs() -> list[Op]:
+    """`@proc`: a procfs that nobody else can reach or mount over (CVE-2025-52881)."""
+    origin = "runtime-linux.md"
+    hint = "a procfs can only be mounted where the host's own is fully visible"
+    return [
+        Op("fsopen", (b"proc", k.FSOPEN_CLOEXEC), origin, "fs"),
+        Op("fsconfig", (Ref("fs"), k.FSCONFIG_CMD_CREATE, 0, 0, 0), origin, hint=hint),
+        Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, 0), origin, "proc", hint=hint),
+        close("fs", origin),
+    ]
+
+
+def _loopback() -> list[Op]:
+    """Bring `lo` up in a new network namespace, as every peer does."""
+    name = int.from_bytes(b"lo", "little")
+    up = [
+        Op("ioctl", (Ref("inet"), k.SIOCSIFFLAGS, Struct("ifreq", ifr_name=name, ifr_flags=k.IFF_UP)), "config-linux.md#network"),
+        close("inet", "config-linux.md#network"),
+    ]
+    return [
+        Op(
+            "socket",
+            (k.AF_INET, k.SOCK_DGRAM | k.SOCK_CLOEXEC, 0),
+            "config-linux.md#network",
+            "inet",
+            tolerate=(EAFNOSUPPORT,),
+            then=up,
+        )
+    ]
+
+
+def _sysctl(spec: Spec) -> list[Op]:
+    ops: list[Op] = []
+    resolve = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_XDEV
+    for key, value in spec.linux.sysctl.items():
+        path = key if "/" in key else key.replace(".", "/")
+        origin = "/linux/sysctl/" + key.replace("~", "~0").replace("/", "~1")
+        data = value.encode()
+        ops.append(openat2("proc", b"sys/" + path.encode(), k.O_WRONLY | k.O_CLOEXEC, resolve, origin, "file"))
+        ops.append(Op("write", (Ref("file"), data, len(data)), origin))
+        ops.append(close("file", origin))
+    return ops
+
+
+def _hooks(spec: Spec) -> list[Op]:
+    """The hooks of create, all before pivot_root (config.md#posix-platform-hooks)."""
+    ops: list[Op] = []
+    for kind, entries in (
+        ("prestart", spec.hooks.prestart),
+        ("createRuntime", spec.hooks.create_runtime),
+        ("createContainer", spec.hooks.create_container),
+    ):
+        if entries:
+            ops.append(Op("hooks", (kind.encode(),), f"/hooks/{kind}", performer=RUNTIME))
+    return ops
+
+
+def _seal_root(spec: Spec, late: list[Op], own_mounts: bool, no_pivot: bool) -> list[Op]:
+    """Masks, read-only paths, the working directory, then the new root takes the place of the old."""
+    linux = spec.linux
+    ops: list[Op] = []
+    if spec.process is not None:
+        ops += make_directories(spec.process.cwd, "/process/cwd", "cwd")
+    ops += mounts.readonly(linux.readonly_paths)
+    if linux.masked_paths:
+        ops += devices.null_source()
+        ops += mounts.masked(linux.masked_paths)
+    ops += late
+    if spec.root is not None and spec.root.readonly and own_mounts:
+        ops.append(mounts.setattr_op("rootfs", k.AT_EMPTY_PATH, "/root/readonly", k.MOUNT_ATTR_RDONLY))
+    ops.append(Op("fchdir", (Ref("rootfs"),), "/root/path"))
+    if own_mounts and not no_pivot:
+        ops.append(Op("pivot_root", (b".", b"."), "/root/path", hint="a root on the initramfs needs --no-pivot"))
+        ops.append(Op("umount2", (b".", k.MNT_DETACH), "/root/path"))
+        ops.append(Op("chdir", (b"/",), "/root/path"))
+    else:
+        ops.append(Op("chroot", (b".",), "/root/path"))
+        ops.append(Op("chdir", (b"/",), "/root/path"))
+    final = {
+        "shared": (k.MS_SHARED, 0),
+        "rshared": (k.MS_SHARED, k.AT_RECURSIVE),
+        "unbindable": (k.MS_UNBINDABLE, 0),
+        "runbindable": (k.MS_UNBINDABLE, k.AT_RECURSIVE),
+    }.get(linux.rootfs_propagation)
+    if final is not None and own_mounts:
+        propagation, tree = final
+        ops.append(
+            mounts.setattr_op("rootfs", k.AT_EMPTY_PATH | tree, "/linux/rootfsPropagation", propagation=propagation)
+        )
+    return ops
+
+
+def _process(
+    spec: Spec, host: Host, options: PlanOptions, names: ns.Namespaces, process_fds: dict[str, int]
+) -> list[Op]:
+    """The user's process, up to its execve; without one the container waits for a start that must refuse."""
+    process = spec.process
+    ops: list[Op] = []
+    begin: list[Op] = []
+    if process is not None:
+        if process.terminal:
+            ops += devices.adopt_terminal()
+        user_namespace = names.has("user")
+        seccomp = spec.linux.seccomp
+        plan = plan_process(
+            process,
+            host,
+            granted_capabilities(host, user_namespace),
+            None if seccomp is None else flag_bits(seccomp),
+            () if process.terminal else host.stdio_pipes,
+            not (user_namespace and ns.denies_setgroups(spec.linux, host)),
+        )
+        ops += plan.prepare
+        begin = plan.begin
+    # nothing of the host's is open past this point, whoever reads /proc/PID/fd
+    ops.append(Op("close_range", (process_fds["console"], k.UINT_MAX, 0), LIFECYCLE))
+    ops.append(Op("created", (), LIFECYCLE, performer=RUNTIME))
+    if options.listen:
+        ops.append(Op("accept4", (Ref("listen"), 0, 0, k.SOCK_CLOEXEC), "runtime.md#start", "started"))
+        ops.append(Op("dup3", (Ref("started"), Ref("control"), k.O_CLOEXEC), "runtime.md#start"))
+        ops.append(close("started", "runtime.md#start"))
+    if spec.hooks.start_container:
+        ops.append(Op("hooks", (b"startContainer",), "/hooks/startContainer", performer=RUNTIME))
+    if process is None:
+        ops.append(Op("expect", (Buffer("none", 8), 1, 1, EINVAL), "/process", hint="start needs a process"))
+    return ops + begin

@@ -1,0 +1,302 @@
+"""The container's mounts, by descriptor from source to target (config.md#mounts).
+
+A new file system is fsopen -> fsconfig -> fsmount, a bind is open_tree; both are a detached tree until all their attributes
+are set, and move_mount then puts the finished tree on a handle.  No window, no path named twice.
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL, ENOENT
+
+from pyoci.kernel import flags as k
+from pyoci.plan.ops import Op, Ref, Struct
+from pyoci.plan.options import MountOptions
+from pyoci.plan.paths import EXACT, HANDLE, SCOPED, close, openat2, place, relative
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.host import Host
+    from pyoci.spec.types import Mount, Spec
+
+TREE = k.AT_EMPTY_PATH | k.AT_RECURSIVE
+MOVE = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
+ATTR_SIZE = 32
+
+
+def setattr_op(name: str, flags: int, origin: str, set_: int = 0, clear: int = 0, propagation: int = 0) -> Op:
+    """`mount_setattr(@name, "", flags, {set, clear, propagation})`."""
+    attr = Struct("mount_attr", attr_set=set_, attr_clr=clear, propagation=propagation)
+    return Op("mount_setattr", (Ref(name), b"", flags, attr, ATTR_SIZE), origin)
+
+
+def move_op(source: str, target: str, origin: str, tolerate: tuple[int, ...] = ()) -> Op:
+    """Attach the detached tree `@source` at the handle `@target`."""
+    return Op("move_mount", (Ref(source), b"", Ref(target), b"", MOVE), origin, tolerate=tolerate)
+
+
+class MountPlan:
+    """`sources` open what lives outside (before the clone when privileged, after it when not); `ops` build; `late` close doors."""
+
+    __slots__ = ("late", "ops", "sources")
+
+    def __init__(self) -> None:
+        self.sources: list[Op] = []
+        self.ops: list[Op] = []
+        self.late: list[Op] = []
+
+
+def source_path(mount: Mount, bundle: str) -> str:
+    """A bind's source: relative ones are relative to the bundle (config.md#mounts)."""
+    return mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
+
+
+def plan_mounts(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str]) -> MountPlan:
+    """Every entry of /mounts in order."""
+    plan = MountPlan()
+    shared_root = spec.linux.rootfs_propagation in ("shared", "rshared")
+    for index, mount in enumerate(spec.mounts):
+        origin = f"/mounts/{index}"
+        options = MountOptions(mount.options)
+        if options.remount:
+            _remount(plan, mount, options, origin)
+        elif options.bind:
+            _bind(plan, index, source_path(mount, bundle), mount.destination, options, host, shared_root)
+        elif mount.type == "cgroup" and host.cgroup_mode != "v2":
+            _cgroup_v1(plan, index, mount, options, cgroup_paths)
+        elif mount.type in ("cgroup", "cgroup2"):
+            _cgroup_v2(plan, index, mount, options, cgroup_paths, spec)
+        else:
+            _filesystem(plan, index, mount.type, mount, options)
+    return plan
+
+
+def _finish(plan: MountPlan, tree: str, mount_path: str, kind: str, origin: str, resolve: int = SCOPED) -> None:
+    plan.ops += place(mount_path, kind, origin, "target", resolve)
+    plan.ops.append(move_op(tree, "target", origin))
+    plan.ops.append(close("target", origin))
+
+
+def _attributes(plan: MountPlan, tree: str, options: MountOptions, origin: str, base: int) -> None:
+    """Set what the options ask of an existing tree; `base` is the propagation the whole tree gets first (MS_*, 0 keeps it)."""
+    whole = options.tree_propagation or base
+    on, off = options.tree_attr
+    if whole or on or off:
+        plan.ops.append(setattr_op(tree, TREE, origin, on, off, whole))
+    on, off = options.attr
+    if on or off or options.propagation:
+        plan.ops.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, on, off, options.propagation))
+
+
+def _bind(
+    plan: MountPlan,
+    index: int,
+    source: str,
+    destination: str,
+    options: MountOptions,
+    host: Host,
+    shared_root: bool,
+) -> None:
+    origin = f"/mounts/{index}"
+    tree = f"source{index}"
+    flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | (k.AT_RECURSIVE if options.recursive else 0)
+    plan.sources.append(
+        Op("open_tree", (k.AT_FDCWD, source.encode(), flags), origin, tree, hint=f"the source {source} is on the host")
+    )
+    # A clone of a shared mount is its peer: what the container mounts would appear on the host.
+    _attributes(plan, tree, options, origin, 0 if shared_root else k.MS_SLAVE)
+    kind = "dir" if host.source_types.get(source, "dir") == "dir" else "file"
+    _finish(plan, tree, destination, kind, origin)
+    plan.ops.append(close(tree, origin))
+
+
+def _filesystem(plan: MountPlan, index: int, type_: str, mount: Mount, options: MountOptions) -> None:
+    origin = f"/mounts/{index}"
+    ops = plan.ops
+    ops.append(
+        Op("fsopen", (type_.encode(), k.FSOPEN_CLOEXEC), f"{origin}/type", "fs", hint="the kernel must know this file system type")
+    )
+    source = mount.source or type_
+    ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"source", source.encode(), f"{origin}/source"))
+    on, off = options.attr
+    late_readonly = on & k.MOUNT_ATTR_RDONLY and type_ == "tmpfs"
+    if late_readonly:
+        on &= ~k.MOUNT_ATTR_RDONLY
+    elif on & k.MOUNT_ATTR_RDONLY:
+        ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, b"ro", 0, f"{origin}/options"))
+    for flag in options.flags:
+        ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, flag.encode(), 0, f"{origin}/options"))
+    for name, value in options.data:
+        if value is None:
+            ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, name.encode(), 0, f"{origin}/options"))
+        else:
+            ops.append(_fsconfig(k.FSCONFIG_SET_STRING, name.encode(), value.encode(), f"{origin}/options"))
+    ops.append(_fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin))
+    tree = f"mount{index}" if late_readonly else "tree"
+    ops.append(Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, on), origin, tree))
+    ops.append(close("fs", origin))
+    tree_on, tree_off = options.tree_attr
+    if tree_on or tree_off or options.tree_propagation:
+        ops.append(setattr_op(tree, TREE, origin, tree_on, tree_off, options.tree_propagation))
+    if options.propagation:
+        ops.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, propagation=options.propagation))
+    # procfs and sysfs only on real directories: a symlink there would put them in somebody else's hands (CVE-2019-19921)
+    _finish(plan, tree, mount.destination, "dir", origin, EXACT if type_ in ("proc", "sysfs") else SCOPED)
+    if late_readonly:
+        # what later mounts and devices need in it must be made first
+        plan.late.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, k.MOUNT_ATTR_RDONLY))
+    else:
+        ops.append(close(tree, origin))
+
+
+def _fsconfig(command: int, key: bytes | int, value: bytes | int, origin: str) -> Op:
+    return Op("fsconfig", (Ref("fs"), command, key, value, 0), origin)
+
+
+def _remount(plan: MountPlan, mount: Mount, options: MountOptions, origin: str) -> None:
+    """Change what is mounted at the destination: its mount (`bind`), or its superblock as well."""
+    path = relative(mount.destination)
+    plan.ops.append(openat2("rootfs", path, HANDLE, SCOPED, origin, "target"))
+    if not options.bind:
+        plan.ops.append(
+            Op("fspick", (Ref("target"), b"", k.FSPICK_CLOEXEC | k.FSPICK_EMPTY_PATH), origin, "fs")
+        )
+        on, off = options.attr
+        if on & k.MOUNT_ATTR_RDONLY:
+            plan.ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, b"ro", 0, f"{origin}/options"))
+        if off & k.MOUNT_ATTR_RDONLY:
+            plan.ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, b"rw", 0, f"{origin}/options"))
+        for flag in options.flags:
+            plan.ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, flag.encode(), 0, f"{origin}/options"))
+        for name, value in options.data:
+            key = k.FSCONFIG_SET_FLAG if value is None else k.FSCONFIG_SET_STRING
+            plan.ops.append(_fsconfig(key, name.encode(), 0 if value is None else value.encode(), f"{origin}/options"))
+        plan.ops.append(_fsconfig(k.FSCONFIG_CMD_RECONFIGURE, 0, 0, origin))
+        plan.ops.append(close("fs", origin))
+    _attributes(plan, "target", options, origin, 0)
+    plan.ops.append(close("target", origin))
+
+
+def _cgroup_v2(
+    plan: MountPlan, index: int, mount: Mount, options: MountOptions, cgroup_paths: dict[str, str], spec: Spec
+) -> None:
+    """A new cgroup2 instance in a new cgroup namespace; without one, the container's own cgroup bound read-only or as asked."""
+    if any(namespace.type == "cgroup" for namespace in spec.linux.namespaces):
+        # The file system's own options are those of every cgroup2 mount of the machine: none is passed on.
+        options.data = []
+        _filesystem(plan, index, "cgroup2", mount, options)
+        return
+    origin = f"/mounts/{index}"
+    tree = f"source{index}"
+    flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
+    path = cgroup_paths.get("", "/sys/fs/cgroup")
+    plan.sources.append(Op("open_tree", (k.AT_FDCWD, path.encode(), flags), origin, tree))
+    _attributes(plan, tree, options, origin, k.MS_SLAVE)
+    _finish(plan, tree, mount.destination, "dir", origin)
+    plan.ops.append(close(tree, origin))
+
+
+def _cgroup_v1(
+    plan: MountPlan, index: int, mount: Mount, options: MountOptions, cgroup_paths: dict[str, str]
+) -> None:
+    """A tmpfs with one directory a hierarchy, each the container's own cgroup (config-linux.md#control-groups)."""
+    origin = f"/mounts/{index}"
+    ops = plan.ops
+    on, off = options.attr
+    ops.append(Op("fsopen", (b"tmpfs", k.FSOPEN_CLOEXEC), origin, "fs"))
+    ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"source", b"tmpfs", origin))
+    ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"mode", b"755", origin))
+    ops.append(_fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin))
+    tree = f"mount{index}"
+    ops.append(Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, on & ~k.MOUNT_ATTR_RDONLY), origin, tree))
+    ops.append(close("fs", origin))
+    _finish(plan, tree, mount.destination, "dir", origin)
+    directories: dict[str, list[str]] = {}
+    for controller, path in cgroup_paths.items():
+        directories.setdefault(path, []).append(controller)
+    for number, (path, controllers) in enumerate(directories.items()):
+        names = [name.removeprefix("name=") or "unified" for name in controllers]
+        main = ",".join(names)
+        source = f"cgroup{index}_{number}"
+        flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
+        plan.sources.append(Op("open_tree", (k.AT_FDCWD, path.encode(), flags), origin, source))
+        ops.append(setattr_op(source, k.AT_EMPTY_PATH, origin, on, off, k.MS_SLAVE))
+        ops.append(Op("mkdirat", (Ref(tree), main.encode(), 0o755), origin))
+        ops.append(openat2(tree, main.encode(), HANDLE, EXACT, origin, "target"))
+        ops.append(move_op(source, "target", origin))
+        ops.append(close("target", origin))
+        ops.append(close(source, origin))
+        if len(names) > 1:
+            ops += [Op("symlinkat", (main.encode(), Ref(tree), name.encode()), origin) for name in names]
+    if on & k.MOUNT_ATTR_RDONLY:
+        plan.late.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, k.MOUNT_ATTR_RDONLY))
+    else:
+        ops.append(close(tree, origin))
+
+
+def masked(paths: tuple[str, ...]) -> list[Op]:
+    """Hide each path: a file behind /dev/null, a directory behind an empty read-only tmpfs (config-linux.md#masked-paths).
+
+    `@null` is a handle of the host's /dev/null, checked to be that device.
+    """
+    ops: list[Op] = []
+    for index, path in enumerate(paths):
+        origin = f"/linux/maskedPaths/{index}"
+        directory = [
+            Op("fsopen", (b"tmpfs", k.FSOPEN_CLOEXEC), origin, "fs"),
+            _fsconfig(k.FSCONFIG_SET_STRING, b"size", b"4096", origin),
+            _fsconfig(k.FSCONFIG_SET_FLAG, b"ro", 0, origin),
+            _fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin),
+            Op(
+                "fsmount",
+                (
+                    Ref("fs"),
+                    k.FSMOUNT_CLOEXEC,
+                    k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC,
+                ),
+                origin,
+                "tree",
+            ),
+            close("fs", origin),
+            move_op("tree", "target", origin),
+        ]
+        flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH
+        hide = [
+            Op("open_tree", (Ref("null"), b"", flags), origin, "tree"),
+            # EINVAL: a file cannot be mounted on a directory
+            Op(
+                "move_mount",
+                (Ref("tree"), b"", Ref("target"), b"", MOVE),
+                origin,
+                tolerate=(EINVAL,),
+                otherwise=[close("tree", origin), *directory],
+            ),
+            close("tree", origin),
+            close("target", origin),
+        ]
+        ops.append(
+            openat2(
+                "rootfs", relative(path), HANDLE, SCOPED, origin, "target", tolerate=(ENOENT,), then=hide
+            )
+        )
+    return ops
+
+
+def readonly(paths: tuple[str, ...]) -> list[Op]:
+    """Make each path read-only, with all that is mounted below it (config-linux.md#readonly-paths)."""
+    ops: list[Op] = []
+    flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH | k.AT_RECURSIVE
+    for index, path in enumerate(paths):
+        origin = f"/linux/readonlyPaths/{index}"
+        seal = [
+            Op("open_tree", (Ref("target"), b"", flags), origin, "tree"),
+            setattr_op("tree", TREE, origin, k.MOUNT_ATTR_RDONLY),
+            move_op("tree", "target", origin),
+            close("tree", origin),
+            close("target", origin),
+        ]
+        ops.append(
+            openat2(
+                "rootfs", relative(path), HANDLE, SCOPED, origin, "target", tolerate=(ENOENT,), then=seal
+            )
+        )
+    return ops

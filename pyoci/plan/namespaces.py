@@ -1,0 +1,176 @@
+"""Entering namespaces: joined ones by path, new ones by clone3 or unshare (config-linux.md#namespaces)."""
+
+from __future__ import annotations
+
+from errno import EINVAL, EPERM
+
+from pyoci.kernel import flags as k
+from pyoci.plan.ops import INIT, RUNTIME, Op, Ref, Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.host import Host
+    from pyoci.spec.types import IdMapping, Linux, Spec
+
+CLAUSE = "config-linux.md#namespaces"
+# Made by the container's first process once it is where it belongs: a cgroup namespace is rooted in the cgroup that its
+# maker is in, and a time namespace wants its offsets before anybody enters it.
+LATER = ("cgroup", "time")
+# /proc/PID/ns/NAME
+PROC_NAMES = {"network": "net", "mount": "mnt"}
+
+
+class Namespaces:
+    """Which namespaces are new and which are joined; `flags` are clone3's."""
+
+    __slots__ = ("flags", "joined", "new")
+
+    def __init__(self, linux: Linux) -> None:
+        self.new = {entry.type: index for index, entry in enumerate(linux.namespaces) if not entry.path}
+        self.joined = {
+            entry.type: (index, entry.path) for index, entry in enumerate(linux.namespaces) if entry.path
+        }
+        self.flags = 0
+        for type_ in self.new:
+            if type_ not in LATER:
+                self.flags |= k.NAMESPACES[type_]
+
+    def has(self, type_: str) -> bool:
+        """The container is not in the runtime's namespace of this type."""
+        return type_ in self.new or type_ in self.joined
+
+    def pointer(self, type_: str) -> str:
+        """JSON pointer of the entry."""
+        index = self.new[type_] if type_ in self.new else self.joined[type_][0]
+        return f"/linux/namespaces/{index}"
+
+
+def open_joined(namespaces: Namespaces) -> list[Op]:
+    """`@ns_TYPE` for every namespace given by path, while paths still mean the runtime's."""
+    return [
+        Op(
+            "openat",
+            (k.AT_FDCWD, path.encode(), k.O_RDONLY | k.O_CLOEXEC),
+            f"/linux/namespaces/{index}/path",
+            f"ns_{type_}",
+        )
+        for type_, (index, path) in namespaces.joined.items()
+        if path
+    ]
+
+
+def join(namespaces: Namespaces) -> list[Op]:
+    """setns into each, naming its type so that a wrong one is refused by the kernel; the mount namespace last."""
+    order = [type_ for type_ in namespaces.joined if type_ not in ("user", "mount")]
+    ops: list[Op] = []
+    user = "user" in namespaces.joined
+    for type_ in order:
+        # With the runtime's privileges first: a namespace may belong to it and not to the user namespace.
+        ops.append(_setns(namespaces, type_, (EPERM,) if user else ()))
+    if user:
+        ops.append(_setns(namespaces, "user"))
+        ops += [_setns(namespaces, type_) for type_ in order]
+    if "mount" in namespaces.joined:
+        ops.append(_setns(namespaces, "mount"))
+    return ops
+
+
+def _setns(namespaces: Namespaces, type_: str, tolerate: tuple[int, ...] = ()) -> Op:
+    return Op(
+        "setns",
+        (Ref(f"ns_{type_}"), k.NAMESPACES[type_]),
+        f"/linux/namespaces/{namespaces.joined[type_][0]}/path",
+        tolerate=tolerate,
+        hint=f"the path must be a {type_} namespace",
+    )
+
+
+def clone(namespaces: Namespaces, into_cgroup: bool) -> Op:
+    """The container's first process, a child of the runtime itself (CLONE_PARENT), in its v2 cgroup from its first instruction."""
+    arguments = Struct("clone_args", flags=namespaces.flags | k.CLONE_PARENT)
+    if into_cgroup:
+        arguments.fields["flags"] = namespaces.flags | k.CLONE_PARENT | k.CLONE_INTO_CGROUP
+        arguments.fields["cgroup"] = Ref("cgroup")
+    return Op(
+        "clone3",
+        (arguments, 88),
+        CLAUSE,
+        hint="new namespaces need CAP_SYS_ADMIN, or a user namespace that this host lets us make",
+    )
+
+
+def id_maps(linux: Linux, host: Host, namespaces: Namespaces) -> list[Op]:
+    """The runtime writes the new user namespace's maps (user_namespaces(7))."""
+    if "user" not in namespaces.new:
+        return []
+    ops: list[Op] = []
+    if host.euid != 0 and needs_helpers(linux, host):
+        for kind, mappings in (("uid", linux.uid_mappings), ("gid", linux.gid_mappings)):
+            words: list[bytes] = []
+            for entry in mappings:
+                words += [str(entry.container_id).encode(), str(entry.host_id).encode(), str(entry.size).encode()]
+            ops.append(
+                Op(f"new{kind}map", (Ref("pid"), *words), f"/linux/{kind}Mappings", performer=RUNTIME)
+            )
+        return ops
+    if denies_setgroups(linux, host):
+        # an unprivileged gid map is only taken once setgroups(2) is given up
+        ops.append(Op("write", (b"/proc/@pid/setgroups", b"deny"), "/linux/gidMappings", performer=RUNTIME))
+    for kind, mappings in (("uid", linux.uid_mappings), ("gid", linux.gid_mappings)):
+        ops.append(
+            Op(
+                "write",
+                (f"/proc/@pid/{kind}_map".encode(), map_text(mappings)),
+                f"/linux/{kind}Mappings",
+                performer=RUNTIME,
+            )
+        )
+    return ops
+
+
+def map_text(mappings: tuple[IdMapping, ...]) -> bytes:
+    """A map as /proc/PID/uid_map takes it: all lines in one write."""
+    return "".join(f"{entry.container_id} {entry.host_id} {entry.size}\n" for entry in mappings).encode()
+
+
+def needs_helpers(linux: Linux, host: Host) -> bool:
+    """More than our own id is mapped: only newuidmap(1) and newgidmap(1) may, by /etc/subuid and /etc/subgid."""
+    mappings = (*linux.uid_mappings, *linux.gid_mappings)
+    return len(mappings) > 2 or any(entry.size != 1 for entry in mappings)  # noqa: PLR2004 - one uid, one gid
+
+
+def denies_setgroups(linux: Linux, host: Host) -> bool:
+    """An unprivileged single map: no supplementary groups can be set in the container."""
+    return host.euid != 0 and not needs_helpers(linux, host)
+
+
+def become_root(namespaces: Namespaces) -> list[Op]:
+    """In a user namespace, take its root's ids; where it maps no root, the capabilities are there all the same."""
+    if not namespaces.has("user"):
+        return []
+    origin = namespaces.pointer("user")
+    return [
+        Op("setresgid", (0, 0, 0), origin, performer=INIT, tolerate=(EINVAL,)),
+        Op("setresuid", (0, 0, 0), origin, performer=INIT, tolerate=(EINVAL,)),
+    ]
+
+
+def later(spec: Spec, namespaces: Namespaces) -> list[Op]:
+    """The cgroup and time namespaces, made from inside."""
+    ops: list[Op] = []
+    if "cgroup" in namespaces.new:
+        ops.append(Op("unshare", (k.CLONE_NEWCGROUP,), namespaces.pointer("cgroup")))
+    if "time" in namespaces.new:
+        origin = namespaces.pointer("time")
+        ops.append(Op("unshare", (k.CLONE_NEWTIME,), origin))
+        offsets = spec.linux.time_offsets
+        if offsets:
+            text = "".join(f"{clock} {secs} {nanosecs}\n" for clock, (secs, nanosecs) in offsets.items())
+            ops.append(
+                Op("write", (b"/proc/@pid/timens_offsets", text.encode()), "/linux/timeOffsets", performer=RUNTIME)
+            )
+        flags = k.O_RDONLY | k.O_CLOEXEC
+        ops.append(Op("openat", (Ref("proc"), b"self/ns/time_for_children", flags), origin, "ns_time"))
+        ops.append(Op("setns", (Ref("ns_time"), k.CLONE_NEWTIME), origin))
+        ops.append(Op("close", (Ref("ns_time"),), origin))
+    return ops

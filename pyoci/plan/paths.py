@@ -1,0 +1,104 @@
+"""Ops that find, or make, a place in the container's root by handle.
+
+Every resolution is scoped by openat2(2) to the root (RESOLVE_IN_ROOT, no magic links) and ends in a descriptor; what is
+mounted, created or changed there goes through that descriptor.  A rootfs is hostile: a symlink in it can only lead to somewhere else in it.
+"""
+
+from __future__ import annotations
+
+from errno import EEXIST, ENOENT
+
+from pyoci.kernel import flags as k
+from pyoci.plan.ops import Op, Ref, Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SCOPED = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS
+EXACT = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_MAGICLINKS
+HANDLE = k.O_PATH | k.O_CLOEXEC
+
+
+def openat2(  # noqa: PLR0913 - the call has this many
+    root: str,
+    path: bytes,
+    flags: int,
+    resolve: int,
+    origin: str,
+    result: str,
+    mode: int = 0,
+    tolerate: tuple[int, ...] = (),
+    otherwise: Sequence[Op] = (),
+    then: Sequence[Op] = (),
+    hint: str = "",
+) -> Op:
+    """`@result = openat2(@root, path, {flags, mode, resolve})`."""
+    how = Struct("open_how", flags=flags, mode=mode, resolve=resolve)
+    return Op("openat2", (Ref(root), path, how, 24), origin, result, "init", tolerate, otherwise, then, hint)
+
+
+def relative(path: str) -> bytes:
+    """A container path as openat2 wants it under a root descriptor: no leading slash, "." for the root itself."""
+    return path.strip("/").encode() or b"."
+
+
+def parts(path: str) -> list[str]:
+    """The components of a container path without empty ones and "."; ".." is kept for the kernel to resolve in the root."""
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def make_directories(path: str, origin: str, result: str, root: str = "rootfs", mode: int = 0o755) -> list[Op]:
+    """Ops that leave `@result` a handle of the directory `path`, making what is missing."""
+    components = parts(path)
+    ops: list[Op] = []
+    parent = root
+    for count, name in enumerate(components, 1):
+        here = "/".join(components[:count]).encode()
+        ops.append(
+            openat2(
+                root,
+                here,
+                HANDLE | k.O_DIRECTORY,
+                SCOPED,
+                origin,
+                result,
+                tolerate=(ENOENT,),
+                otherwise=[
+                    Op("mkdirat", (Ref(parent), name.encode(), mode), origin, tolerate=(EEXIST,)),
+                    openat2(parent, name.encode(), HANDLE | k.O_DIRECTORY, EXACT, origin, result),
+                ],
+            )
+        )
+        parent = result
+    return ops
+
+
+def place(path: str, kind: str, origin: str, result: str, resolve: int = SCOPED) -> list[Op]:
+    """Ops that leave `@result` a handle of the mount target `path`; made as a directory or file (`kind`) if it is missing."""
+    components = parts(path)
+    parents = "/".join(components[:-1])
+    if kind == "dir":
+        create = make_directories(path, origin, result)
+    else:
+        create = make_directories(parents, origin, "parent") if parents else []
+        create.append(
+            openat2(
+                "rootfs",
+                relative(path),
+                # O_NONBLOCK: a fifo that turned up there must not hold us
+                k.O_CREAT | k.O_RDONLY | k.O_NONBLOCK | k.O_CLOEXEC,
+                resolve,
+                origin,
+                result,
+                mode=0o644,
+            )
+        )
+    return [
+        openat2("rootfs", relative(path), HANDLE, resolve, origin, result, tolerate=(ENOENT,), otherwise=create)
+    ]
+
+
+def close(name: str, origin: str) -> Op:
+    """Give `@name` back: a long list of mounts must not need a long list of descriptors."""
+    return Op("close", (Ref(name),), origin)

@@ -1,0 +1,282 @@
+"""What a process is given before its program: identity, limits, privileges (config.md#process).
+
+The order is the security design and is the same for `create` and `exec`:
+
+    rlimits < bounding set < setgroups < setresgid < setresuid < capset < ambient set < no_new_privs     when preparing
+    seccomp (< capset, where the filter needs CAP_SYS_ADMIN) < execve                                    when starting
+"""
+
+from __future__ import annotations
+
+from errno import EACCES, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
+
+from pyoci.kernel import flags as k
+from pyoci.kernel.capabilities import CAPABILITIES
+from pyoci.plan.ops import Address, Asset, Blob, Buffer, Op, Ref, Struct, Vector
+from pyoci.plan.paths import HANDLE, SCOPED, close, openat2
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.host import Host
+    from pyoci.spec.types import Capabilities, Process
+
+NNP = "/process/noNewPrivileges"
+USER = "/process/user"
+CAPS = "/process/capabilities"
+ARGS = "/process/args"
+SECCOMP = "/linux/seccomp"
+SYS_ADMIN = 1 << CAPABILITIES["CAP_SYS_ADMIN"]
+# What PATH is when the process has none: execvp(3)'s own default, without the current directory.
+DEFAULT_PATH = "/bin:/usr/bin"
+# execvp(3) goes on to the next directory of PATH after these.
+ELSEWHERE = (ENOENT, EACCES, ENOTDIR, ELOOP, ENAMETOOLONG)
+
+
+def capability_mask(names: tuple[str, ...], host: Host) -> int:
+    """The set as bits; names that the kernel does not know or that we ourselves lack are left out (they earn a warning)."""
+    mask = 0
+    for name in names:
+        number = CAPABILITIES.get(name)
+        if number is not None and number <= host.last_cap:
+            mask |= 1 << number
+    return mask
+
+
+class CapabilitySets:
+    """The five sets as bits, cut to what can be granted."""
+
+    __slots__ = ("ambient", "bounding", "effective", "inheritable", "permitted")
+
+    def __init__(self, capabilities: Capabilities | None, host: Host, granted: int) -> None:
+        if capabilities is None:
+            self.ambient = self.bounding = self.effective = self.inheritable = self.permitted = 0
+            return
+        self.bounding = capability_mask(capabilities.bounding, host) & granted
+        self.permitted = capability_mask(capabilities.permitted, host) & granted
+        self.effective = capability_mask(capabilities.effective, host) & self.permitted
+        # the kernel keeps inheritable within what was bounding or inheritable before, ambient within both others
+        self.inheritable = capability_mask(capabilities.inheritable, host) & granted
+        self.ambient = capability_mask(capabilities.ambient, host) & self.permitted & self.inheritable
+
+
+def ungranted(capabilities: Capabilities | None, host: Host, granted: int) -> list[str]:
+    """Names asked for and not given: unknown to this kernel, or not ours to give (config.md: a warning, not an error)."""
+    if capabilities is None:
+        return []
+    asked: list[str] = []
+    for names in (
+        capabilities.bounding,
+        capabilities.permitted,
+        capabilities.effective,
+        capabilities.inheritable,
+        capabilities.ambient,
+    ):
+        for name in names:
+            if not capability_mask((name,), host) & granted and name not in asked:
+                asked.append(name)
+    return asked
+
+
+def capset(effective: int, permitted: int, inheritable: int, origin: str = CAPS) -> Op:
+    """capset(2) with 64-bit masks."""
+    low = 0xFFFFFFFF
+    data = Struct(
+        "cap_data",
+        effective_low=effective & low,
+        permitted_low=permitted & low,
+        inheritable_low=inheritable & low,
+        effective_high=effective >> 32,
+        permitted_high=permitted >> 32,
+        inheritable_high=inheritable >> 32,
+    )
+    return Op("capset", (Struct("cap_header", version=k.LINUX_CAPABILITY_VERSION_3, pid=0), data), origin)
+
+
+class ProcessPlan:
+    """`prepare` is everything that create does for the process; `begin` what start adds; the last op of `begin` is execve."""
+
+    __slots__ = ("begin", "prepare")
+
+    def __init__(self) -> None:
+        self.prepare: list[Op] = []
+        self.begin: list[Op] = []
+
+
+def plan_process(  # noqa: PLR0913 - the inputs of the order are these
+    process: Process,
+    host: Host,
+    granted: int,
+    seccomp_flags: int | None,
+    chown_stdio: tuple[int, ...],
+    drop_groups: bool,
+) -> ProcessPlan:
+    """Ops for `process`.
+
+    granted        capabilities that can be given at all (bits)
+    seccomp_flags  flags for seccomp(2), or None without a filter
+    chown_stdio    standard streams that become the user's, so that /dev/stdout can be opened
+    drop_groups    False where setgroups(2) is denied (a user namespace without a privileged map)
+    """
+    plan = ProcessPlan()
+    prepare = plan.prepare
+    sets = CapabilitySets(process.capabilities, host, granted)
+    user = process.user
+    prepare += [
+        Op(
+            "prlimit64",
+            (0, k.RLIMITS[limit.type], Struct("rlimit64", rlim_cur=limit.soft, rlim_max=limit.hard), 0),
+            f"/process/rlimits/{index}",
+            hint="raising a hard limit needs CAP_SYS_RESOURCE on the host",
+        )
+        for index, limit in enumerate(process.rlimits)
+    ]
+    prepare += _cwd_before(process.cwd)
+    dropped = granted & ~sets.bounding
+    for number in range(host.last_cap + 1):
+        if dropped >> number & 1:
+            prepare.append(Op("prctl", (k.PR_CAPBSET_DROP, number, 0, 0, 0), f"{CAPS}/bounding"))
+    if user.uid and chown_stdio:
+        # a stream whose owner this user namespace does not map stays as it is, as does one on a read-only file system
+        refused = (EPERM, EINVAL, EROFS)
+        prepare += [
+            Op("fchown", (number, user.uid, k.UINT_MAX), f"{USER}/uid", tolerate=refused) for number in chown_stdio
+        ]
+    prepare.append(Op("prctl", (k.PR_SET_KEEPCAPS, 1, 0, 0, 0), USER))
+    if drop_groups:
+        groups = b"".join(gid.to_bytes(4, "little") for gid in user.additional_gids)
+        words = f"{list(user.additional_gids)}"
+        prepare.append(Op("setgroups", (len(user.additional_gids), Blob(groups, words)), f"{USER}/additionalGids"))
+    prepare.append(Op("setresgid", (user.gid, user.gid, user.gid), f"{USER}/gid"))
+    prepare.append(Op("setresuid", (user.uid, user.uid, user.uid), f"{USER}/uid"))
+    # setresuid made us dumpable as the new user's process; while we wait we are nobody's to trace (CVE-2016-9962)
+    prepare.append(Op("prctl", (k.PR_SET_DUMPABLE, 0, 0, 0, 0), "runtime.md#lifecycle"))
+    late_caps = _privileges(plan, process, sets, seccomp_flags)
+    umask = 0o022 if user.umask is None else user.umask
+    prepare.append(Op("umask", (umask,), f"{USER}/umask"))
+    prepare += _cwd_after(process.cwd)
+    candidates = _candidates(process)
+    prepare += _find(process, candidates)
+    begin = plan.begin
+    if seccomp_flags is not None:
+        begin.append(
+            Op(
+                "seccomp",
+                (
+                    k.SECCOMP_SET_MODE_FILTER,
+                    seccomp_flags,
+                    Struct("sock_fprog", len=Asset("seccomp", count=True), filter=Asset("seccomp")),
+                ),
+                SECCOMP,
+            )
+        )
+    begin += late_caps
+    argv = Vector([arg.encode() for arg in process.args])
+    envp = Vector([entry.encode() for entry in process.env])
+    for number, path in enumerate(candidates):
+        last = number == len(candidates) - 1
+        begin.append(
+            Op("execve", (path, argv, envp), ARGS, tolerate=() if last else ELSEWHERE, hint=_advice(process, candidates))
+        )
+    return plan
+
+
+def _privileges(plan: ProcessPlan, process: Process, sets: CapabilitySets, seccomp_flags: int | None) -> list[Op]:
+    """Capability sets and no_new_privs; returns the ops that must wait until the filter is loaded."""
+    prepare = plan.prepare
+    late: list[Op] = []
+    needs_admin = seccomp_flags is not None and not process.no_new_privileges
+    if needs_admin and not sets.effective & SYS_ADMIN:
+        # Without no_new_privs only CAP_SYS_ADMIN may load a filter: it is kept that long and dropped right after.
+        prepare.append(capset(sets.effective | SYS_ADMIN, sets.permitted | SYS_ADMIN, sets.inheritable))
+        late.append(capset(sets.effective, sets.permitted, sets.inheritable))
+    else:
+        prepare.append(capset(sets.effective, sets.permitted, sets.inheritable))
+    for number in range(sets.ambient.bit_length()):
+        if sets.ambient >> number & 1:
+            prepare.append(
+                Op("prctl", (k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, number, 0, 0), f"{CAPS}/ambient")
+            )
+    if process.no_new_privileges:
+        prepare.append(Op("prctl", (k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), NNP))
+    return late
+
+
+def _cwd_before(cwd: str) -> list[Op]:
+    """Enter the working directory with full privileges; a user who could not reach it still may be in it."""
+    enter = [Op("fchdir", (Ref("cwd"),), "/process/cwd", tolerate=(EACCES,)), close("cwd", "/process/cwd")]
+    path = cwd.encode()
+    handle = HANDLE | k.O_DIRECTORY
+    root = Op("openat", (k.AT_FDCWD, b"/", handle), "/process/cwd", "root")
+    find = openat2("root", path, handle, SCOPED, "/process/cwd", "cwd", tolerate=(EACCES,), then=enter)
+    return [root, find]
+
+
+def _cwd_after(cwd: str) -> list[Op]:
+    """Enter it again as the user, where only the user may (a network file system), and see that it is inside the root.
+
+    A working directory that is a magic link to a descriptor of ours is refused by openat2; getcwd answers
+    "(unreachable)..." for a directory outside the root (CVE-2024-21626).
+    """
+    handle = HANDLE | k.O_DIRECTORY
+    return [
+        openat2(
+            "root",
+            cwd.encode(),
+            handle,
+            SCOPED,
+            "/process/cwd",
+            "cwd",
+            tolerate=(EACCES,),
+            then=[
+                Op("fchdir", (Ref("cwd"),), "/process/cwd", tolerate=(EACCES,)),
+                close("cwd", "/process/cwd"),
+            ],
+        ),
+        close("root", "/process/cwd"),
+        Op("getcwd", (Buffer("getcwd", 4096), 4096), "/process/cwd"),
+        Op(
+            "expect",
+            (Address("getcwd"), 0xFF, ord("/"), ENOENT),
+            "/process/cwd",
+            hint="the working directory is outside the container's root",
+        ),
+    ]
+
+
+def _candidates(process: Process) -> list[bytes]:
+    """Where execvp(3) would look for args[0]."""
+    name = process.args[0]
+    if "/" in name:
+        return [name.encode()]
+    path = DEFAULT_PATH
+    for entry in process.env:
+        if entry.startswith("PATH="):
+            path = entry[5:]
+    return [f"{directory or '.'}/{name}".encode() for directory in path.split(":")]
+
+
+def _advice(process: Process, candidates: list[bytes]) -> str:
+    name = process.args[0]
+    if "/" in name:
+        return f'exec: "{name}"'
+    return f'exec: "{name}": executable file not found in $PATH'
+
+
+def _find(process: Process, candidates: list[bytes]) -> list[Op]:
+    """Fail at create, not at start, when there is nothing to execute: engines show that error to their users."""
+    advice = _advice(process, candidates)
+    ops: list[Op] = []
+    for number, path in reversed(list(enumerate(candidates))):
+        last = number == len(candidates) - 1
+        ops = [
+            Op(
+                "faccessat2",
+                (k.AT_FDCWD, path, k.X_OK, k.AT_EACCESS),
+                ARGS,
+                tolerate=() if last else ELSEWHERE,
+                otherwise=ops,
+                hint=advice,
+            )
+        ]
+    return ops
+
