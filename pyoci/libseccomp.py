@@ -53,7 +53,8 @@ def _load() -> ctypes.CDLL:
         library = ctypes.CDLL(LIBRARY)
     except OSError as error:
         raise PyociError(
-            f"/linux/seccomp: cannot load {LIBRARY}: {error}; install the package libseccomp2 (Debian, Ubuntu) or libseccomp"
+            f"/linux/seccomp: cannot load {LIBRARY}: {error}; "
+            "install the package libseccomp2 (Debian, Ubuntu) or libseccomp (others)"
         ) from None
     context, token, action, call = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int
     name = ctypes.c_char_p

@@ -22,6 +22,7 @@ from posix import (
     O_DIRECTORY,
     O_EXCL,
     O_NOFOLLOW,
+    O_NONBLOCK,
     O_RDONLY,
     O_WRONLY,
     close,
@@ -66,8 +67,8 @@ def compile(seccomp: Seccomp, arch: str) -> bytes:
 
 def cached(store_root: str, seccomp: Seccomp, arch: str) -> bytes:
     """As `compile`, kept in `<store_root>/.cache/seccomp/`, which is made when needed (`store_root` itself is not)."""
-    if seccomp.raw is None:
-        return compile(seccomp, arch)
+    if not seccomp.raw:
+        return compile(seccomp, arch)  # not from a document: nothing to know it by
     text = repr((arch, seccomp.raw)).encode("utf-8", "surrogatepass")
     name = source_hash(SALT, text).hex()
     directory = _directory(store_root)
@@ -117,7 +118,7 @@ def _make(*paths: str) -> None:
 
 def _read(directory: int, name: str, text: bytes) -> bytes | None:
     try:
-        fd = open_fd(name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC, dir_fd=directory)
+        fd = open_fd(name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, dir_fd=directory)
     except OSError:
         return None
     try:

@@ -1,0 +1,538 @@
+"""Seccomp filters do what the configuration says: asked of the kernel, and for other machines of a BPF interpreter."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+from _imp import source_hash
+from pathlib import Path
+
+import pytest
+
+from pyoci import seccomp as cache
+from pyoci.errors import ConfigError, PyociError, Unsupported
+from pyoci.kernel.seccomp import (
+    ACTIONS,
+    FLAGS,
+    SECCOMP_FILTER_FLAG_LOG,
+    SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_FILTER_FLAG_TSYNC,
+    SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+    filter_flags,
+)
+from pyoci.kernel.syscalls import numbers
+from pyoci.spec.types import Seccomp, SyscallArg, SyscallRule
+
+try:
+    ctypes.CDLL("libseccomp.so.2")
+except OSError:
+    pytestmark = pytest.mark.skip(reason="libseccomp.so.2 is not installed")
+
+ARCH = platform.machine()
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "x86": 0x40000003, "arm": 0x40000028}
+GETPRIORITY = {"x86_64": 140, "aarch64": 141}
+PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_SET_MODE_FILTER = 1
+MARK = 77  # an errno that no call here gives by itself
+
+
+def profile(
+    *rules: SyscallRule,
+    default: str = "SCMP_ACT_ALLOW",
+    errno_ret: int | None = None,
+    architectures: tuple[str, ...] = (),
+    raw: dict[str, object] | None = None,
+) -> Seccomp:
+    return Seccomp(
+        default_action=default, default_errno_ret=errno_ret, architectures=architectures, syscalls=rules, raw=raw
+    )
+
+
+def rule(name: str, action: str = "SCMP_ACT_ERRNO", ret: int | None = MARK, *args: SyscallArg) -> SyscallRule:
+    return SyscallRule(names=(name,), action=action, errno_ret=ret, args=args)
+
+
+def simulate(program: bytes, number: int, arch: str = ARCH, *args: int) -> int:
+    """What the filter returns (SECCOMP_RET_*): classic BPF as the kernel runs it on struct seccomp_data."""
+    data = struct.pack("<iIQ6Q", number, AUDIT_ARCH[arch], 0, *(*args, 0, 0, 0, 0, 0, 0)[:6])
+    accumulator = position = 0
+    while True:
+        code, true, false, k = struct.unpack_from("<HBBI", program, 8 * position)
+        position += 1
+        if code == 0x20:  # ld [k]
+            (accumulator,) = struct.unpack_from("<I", data, k)
+        elif code == 0x54:  # and #k
+            accumulator &= k
+        elif code == 0x05:  # ja
+            position += k
+        elif code == 0x06:  # ret
+            return int(k)
+        else:
+            met = {0x15: accumulator == k, 0x25: accumulator > k, 0x35: accumulator >= k}[code]
+            position += true if met else false
+
+
+def under(program: bytes, number: int, *args: int, flags: int = 0) -> tuple[int, int, int]:
+    """The kernel's own answer to one call in a child under the filter: result, errno, and the signal that ended it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    memory = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("@HxxxxxxQ", len(program) // 8, ctypes.addressof(memory))
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            words = [ctypes.c_ulong(word) for word in args]
+            call = ctypes.c_long(number)
+            install = libc.syscall(
+                ctypes.c_long(numbers(ARCH)["seccomp"]), SECCOMP_SET_MODE_FILTER, flags, ctypes.c_char_p(fprog)
+            )
+            if install != 0:
+                os.write(writer, struct.pack("<qi", -2, ctypes.get_errno()))
+                os._exit(0)
+            ctypes.set_errno(0)
+            result = libc.syscall(call, *words)
+            os.write(writer, struct.pack("<qi", result, ctypes.get_errno()))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    answer = os.read(reader, 64)
+    os.close(reader)
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFSIGNALED(status):
+        return 0, 0, os.WTERMSIG(status)
+    result, number = struct.unpack("<qi", answer)
+    return result, number, 0
+
+
+# Actions -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "ret", "expected"),
+    [
+        ("SCMP_ACT_ERRNO", None, (-1, errno.EPERM, 0)),
+        ("SCMP_ACT_ERRNO", MARK, (-1, MARK, 0)),
+        ("SCMP_ACT_ERRNO", 0, (0, 0, 0)),
+        ("SCMP_ACT_KILL", None, (0, 0, signal.SIGSYS)),
+        ("SCMP_ACT_KILL_THREAD", None, (0, 0, signal.SIGSYS)),
+        ("SCMP_ACT_KILL_PROCESS", None, (0, 0, signal.SIGSYS)),
+        ("SCMP_ACT_TRAP", None, (0, 0, signal.SIGSYS)),
+        ("SCMP_ACT_TRACE", None, (-1, errno.ENOSYS, 0)),  # nobody traces
+        ("SCMP_ACT_TRACE", 9, (-1, errno.ENOSYS, 0)),
+    ],
+)
+def test_kernel_applies_action(action: str, ret: int | None, expected: tuple[int, int, int]) -> None:
+    program = cache.compile(profile(rule("getcwd", action, ret)), ARCH)
+    assert under(program, numbers(ARCH)["getcwd"], 0, 0) == expected
+    assert under(program, numbers(ARCH)["getpid"])[1:] == (0, 0)
+
+
+@pytest.mark.parametrize("action", ["SCMP_ACT_ALLOW", "SCMP_ACT_LOG"])
+def test_kernel_lets_pass(action: str) -> None:
+    """The default refuses; what the profile names is let through (LOG writes to the audit log besides)."""
+    names = tuple(n for n in numbers(ARCH) if n not in ("getcwd", "chdir", "getppid"))
+    extra = ("brk", "futex", "madvise", "rt_sigreturn")
+    program = cache.compile(
+        profile(
+            SyscallRule(names=names + extra, action="SCMP_ACT_ALLOW"), rule("getppid", action, None),
+            default="SCMP_ACT_ERRNO", errno_ret=MARK,
+        ),
+        ARCH,
+    )  # fmt: skip
+    assert under(program, numbers(ARCH)["getcwd"], 0, 0) == (-1, MARK, 0)
+    assert under(program, numbers(ARCH)["getppid"]) == (os.getpid(), 0, 0)
+
+
+@pytest.mark.parametrize(("action", "number"), ACTIONS.items())
+def test_every_action_is_the_kernels_number(action: str, number: int) -> None:
+    if action == "SCMP_ACT_NOTIFY":
+        with pytest.raises(Unsupported, match="/linux/seccomp/syscalls/0/action: SCMP_ACT_NOTIFY"):
+            cache.compile(profile(rule("getcwd", action, None)), ARCH)
+        return
+    default = "SCMP_ACT_ERRNO" if action == "SCMP_ACT_ALLOW" else "SCMP_ACT_ALLOW"
+    program = cache.compile(profile(rule("getcwd", action, None), default=default), ARCH)
+    low = errno.EPERM if action in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE") else 0
+    assert simulate(program, numbers(ARCH)["getcwd"]) == number | low
+    if action not in ("SCMP_ACT_ALLOW", default):
+        whole = cache.compile(profile(default=action), ARCH)
+        assert simulate(whole, numbers(ARCH)["getcwd"]) == number | low
+
+
+def test_default_errno() -> None:
+    program = cache.compile(profile(default="SCMP_ACT_ERRNO", errno_ret=38), ARCH)
+    assert simulate(program, 3) == ACTIONS["SCMP_ACT_ERRNO"] | 38
+
+
+# Rules ---------------------------------------------------------------------------------------------------------------
+
+HIGH = 1 << 32
+
+
+@pytest.mark.parametrize(
+    ("op", "first", "second", "matching", "other"),
+    [
+        ("SCMP_CMP_NE", 5, 0, (4, 6, HIGH + 5), (5,)),
+        ("SCMP_CMP_LT", 5, 0, (3, 4), (5, 6, HIGH + 4)),
+        ("SCMP_CMP_LE", 5, 0, (4, 5), (6, HIGH + 5)),
+        ("SCMP_CMP_EQ", HIGH + 5, 0, (HIGH + 5,), (5, 4, HIGH + 6)),
+        ("SCMP_CMP_GE", 5, 0, (5, 6, HIGH), (3, 4)),
+        ("SCMP_CMP_GT", 5, 0, (6, HIGH), (4, 5)),
+        ("SCMP_CMP_MASKED_EQ", 0x70, 0x20, (0x20, 0x2F, 0x120), (0x30, 0x60, 0x40)),
+    ],
+)
+def test_operators(op: str, first: int, second: int, matching: tuple[int, ...], other: tuple[int, ...]) -> None:
+    """getpriority of a kind that does not exist is EINVAL, unless the filter answers first."""
+    program = cache.compile(
+        profile(rule("getpriority", "SCMP_ACT_ERRNO", MARK, SyscallArg(index=0, value=first, value_two=second, op=op))),
+        ARCH,
+    )
+    for value in matching:
+        assert under(program, GETPRIORITY[ARCH], value, 0) == (-1, MARK, 0), value
+    for value in other:
+        assert under(program, GETPRIORITY[ARCH], value, 0) == (-1, errno.EINVAL, 0), value
+
+
+def test_all_arguments_of_a_rule_must_match() -> None:
+    args = (SyscallArg(0, 5, 0, "SCMP_CMP_EQ"), SyscallArg(1, 9, 0, "SCMP_CMP_GT"))
+    program = cache.compile(profile(rule("getpriority", "SCMP_ACT_ERRNO", MARK, *args)), ARCH)
+    assert under(program, GETPRIORITY[ARCH], 5, 10) == (-1, MARK, 0)
+    assert under(program, GETPRIORITY[ARCH], 5, 9) == (-1, errno.EINVAL, 0)
+    assert under(program, GETPRIORITY[ARCH], 6, 10) == (-1, errno.EINVAL, 0)
+
+
+def test_one_argument_compared_twice_means_either() -> None:
+    args = (SyscallArg(0, 5, 0, "SCMP_CMP_EQ"), SyscallArg(0, 8, 0, "SCMP_CMP_EQ"))
+    program = cache.compile(profile(rule("getpriority", "SCMP_ACT_ERRNO", MARK, *args)), ARCH)
+    assert [under(program, GETPRIORITY[ARCH], which, 0)[1] for which in (5, 6, 8)] == [MARK, errno.EINVAL, MARK]
+
+
+def test_rules_that_say_what_the_default_says_are_skipped() -> None:
+    program = cache.compile(profile(rule("getcwd", "SCMP_ACT_ALLOW", None), rule("getcwd")), ARCH)
+    assert under(program, numbers(ARCH)["getcwd"], 0, 0) == (-1, MARK, 0)
+
+
+def test_several_rules_for_one_call() -> None:
+    """As libseccomp has it: of two alike the first counts, and one without conditions replaces those with some."""
+    refuse = ACTIONS["SCMP_ACT_ERRNO"]
+    getcwd = numbers(ARCH)["getcwd"]
+    one = rule("getcwd", "SCMP_ACT_ERRNO", 1, SyscallArg(0, 1, 0, "SCMP_CMP_EQ"))
+    two = rule("getcwd", "SCMP_ACT_ERRNO", 2, SyscallArg(0, 2, 0, "SCMP_CMP_EQ"))
+    three = rule("getcwd", "SCMP_ACT_ERRNO", 3)
+    program = cache.compile(profile(one, two), ARCH)
+    assert [simulate(program, getcwd, ARCH, n) for n in (1, 2)] == [refuse | 1, refuse | 2]
+    program = cache.compile(profile(one, two, three, rule("getcwd", "SCMP_ACT_ERRNO", 4)), ARCH)
+    assert [simulate(program, getcwd, ARCH, n) for n in (1, 2, 3)] == [refuse | 3] * 3
+
+
+def test_unknown_calls_are_skipped() -> None:
+    program = cache.compile(
+        profile(SyscallRule(names=("call_of_2040", "getcwd", "arm_fadvise64_64"), action="SCMP_ACT_ERRNO")), ARCH
+    )
+    assert under(program, numbers(ARCH)["getcwd"], 0, 0) == (-1, errno.EPERM, 0)
+
+
+def test_a_large_profile() -> None:
+    """Every call that plans know, each with another answer: the binary tree of comparisons finds all of them."""
+    table = numbers(ARCH)
+    rules = tuple(rule(name, "SCMP_ACT_ERRNO", 1 + index) for index, name in enumerate(table))
+    program = cache.compile(profile(*rules, default="SCMP_ACT_KILL_PROCESS"), ARCH)
+    for index, number in enumerate(table.values()):
+        assert simulate(program, number) == ACTIONS["SCMP_ACT_ERRNO"] | 1 + index
+    assert simulate(program, 1023) == ACTIONS["SCMP_ACT_KILL_PROCESS"]
+
+
+# Architectures and flags ---------------------------------------------------------------------------------------------
+
+SAME_ORDER = ("X86", "X86_64", "X32", "ARM", "AARCH64", "MIPSEL", "MIPSEL64", "MIPSEL64N32", "PPC64LE", "RISCV64")
+BIG_ENDIAN = ("MIPS", "MIPS64", "MIPS64N32", "PPC", "PPC64", "S390", "S390X", "PARISC", "PARISC64")
+NEWER = ("LOONGARCH64", "M68K", "SH", "SHEB")  # than some libseccomp that is in use
+
+
+@pytest.mark.parametrize("name", SAME_ORDER + BIG_ENDIAN + NEWER)
+def test_every_architecture(name: str) -> None:
+    """All 23 are known; one whose bytes are the other way round cannot share a filter with the machine's own."""
+    seccomp = profile(rule("getcwd"), architectures=("SCMP_ARCH_" + name,))
+    if name in SAME_ORDER:
+        assert cache.compile(seccomp, ARCH)
+        return
+    try:
+        cache.compile(seccomp, ARCH)
+    except ConfigError as error:
+        assert error.problems[0].pointer == "/linux/seccomp/architectures/0"
+    else:
+        assert name in NEWER
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+def test_for_another_machine(arch: str) -> None:
+    program = cache.compile(profile(rule("getcwd"), rule("chown", "SCMP_ACT_ERRNO", 5)), arch)
+    assert simulate(program, numbers(arch)["getcwd"], arch) == ACTIONS["SCMP_ACT_ERRNO"] | MARK
+    assert simulate(program, numbers(arch)["openat"], arch) == ACTIONS["SCMP_ACT_ALLOW"]
+    other = "aarch64" if arch == "x86_64" else "x86_64"
+    assert simulate(program, numbers(other)["openat"], other) == ACTIONS["SCMP_ACT_KILL"]
+
+
+def test_listed_architectures_are_added_to_the_machines_own() -> None:
+    both = profile(rule("getcwd"), architectures=("SCMP_ARCH_X86", "SCMP_ARCH_X86_64"))
+    program = cache.compile(both, "x86_64")
+    assert simulate(program, 79, "x86_64") == ACTIONS["SCMP_ACT_ERRNO"] | MARK
+    assert simulate(program, 183, "x86") == ACTIONS["SCMP_ACT_ERRNO"] | MARK
+    assert simulate(program, 183, "arm") == ACTIONS["SCMP_ACT_KILL"]
+
+
+def test_flags() -> None:
+    assert filter_flags(()) == 0
+    assert filter_flags(tuple(FLAGS)) == 1 | 2 | 4  # WAIT_KILLABLE_RECV means nothing without a listener
+    assert filter_flags(("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",), listener=True) == (
+        SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV | SECCOMP_FILTER_FLAG_NEW_LISTENER
+    )
+    with pytest.raises(KeyError):
+        filter_flags(("SECCOMP_FILTER_FLAG_X",))
+
+
+@pytest.mark.parametrize("names", [(name,) for name in FLAGS] + [tuple(FLAGS)])
+def test_kernel_takes_the_flags(names: tuple[str, ...]) -> None:
+    program = cache.compile(profile(rule("getcwd")), ARCH)
+    assert under(program, numbers(ARCH)["getcwd"], 0, 0, flags=filter_flags(names)) == (-1, MARK, 0)
+    assert SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_LOG == 3
+
+
+# Errors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seccomp", "pointer"),
+    [
+        (profile(default="SCMP_ACT_X"), "/linux/seccomp/defaultAction"),
+        (profile(default="SCMP_ACT_KILL", errno_ret=1), "/linux/seccomp/defaultErrnoRet"),
+        (profile(default="SCMP_ACT_ERRNO", errno_ret=4096), "/linux/seccomp/defaultErrnoRet"),
+        (profile(rule("getcwd", "SCMP_ACT_KILL", 1)), "/linux/seccomp/syscalls/0/errnoRet"),
+        (profile(rule("getcwd", "SCMP_ACT_X", 1)), "/linux/seccomp/syscalls/0/action"),
+        (profile(architectures=("SCMP_ARCH_VAX",)), "/linux/seccomp/architectures/0"),
+        (profile(architectures=("x86_64",)), "/linux/seccomp/architectures/0"),
+        (
+            profile(rule("getcwd"), rule("chdir", "SCMP_ACT_ERRNO", 1, SyscallArg(6, 1, 0, "SCMP_CMP_EQ"))),
+            "/linux/seccomp/syscalls/1/args/0/index",
+        ),
+        (
+            profile(rule("chdir", "SCMP_ACT_ERRNO", 1, SyscallArg(0, 1, 0, "SCMP_CMP_XX"))),
+            "/linux/seccomp/syscalls/0/args/0/op",
+        ),
+        (
+            profile(rule("chdir", "SCMP_ACT_ERRNO", 1, SyscallArg(0, 1, 1 << 64, "SCMP_CMP_EQ"))),
+            "/linux/seccomp/syscalls/0/args/0/valueTwo",
+        ),
+    ],
+)
+def test_errors_point_at_the_property(seccomp: Seccomp, pointer: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cache.compile(seccomp, ARCH)
+    assert [problem.pointer for problem in caught.value.problems] == [pointer]
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyoci.libseccomp.LIBRARY", "libseccomp.so.none")
+    with pytest.raises(PyociError, match="libseccomp2"):
+        cache.compile(profile(), ARCH)
+
+
+def test_other_machine_is_refused() -> None:
+    with pytest.raises(PyociError, match="vax"):
+        cache.compile(profile(), "vax")
+
+
+# The cache -----------------------------------------------------------------------------------------------------------
+
+
+def document(number: int = 1) -> Seccomp:
+    return profile(rule("getcwd", "SCMP_ACT_ERRNO", number), raw={"defaultAction": "SCMP_ACT_ALLOW", "n": number})
+
+
+def files(root: Path) -> list[Path]:
+    return sorted((root / ".cache/seccomp").iterdir())
+
+
+@pytest.fixture
+def refuse_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seccomp: Seccomp, arch: str) -> bytes:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr("pyoci.libseccomp.compile_filter", refuse)
+
+
+def test_cached_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seccomp = document()
+    expected = cache.compile(seccomp, ARCH)
+    assert cache.cached(str(tmp_path), seccomp, ARCH) == expected
+    assert len(files(tmp_path)) == 1
+    assert files(tmp_path)[0].stat().st_mode & 0o777 == 0o600
+    assert files(tmp_path)[0].parent.stat().st_mode & 0o777 == 0o700
+    compiled: list[str] = []
+    monkeypatch.setattr("pyoci.libseccomp.compile_filter", lambda seccomp, arch: compiled.append(arch))
+    assert cache.cached(str(tmp_path), seccomp, ARCH) == expected
+    assert not compiled
+
+
+def test_other_profile_or_machine_is_another_entry(tmp_path: Path) -> None:
+    entries = [(document(1), "x86_64"), (document(2), "x86_64"), (document(1), "aarch64")]
+    for _ in range(2):
+        for seccomp, arch in entries:
+            assert cache.cached(str(tmp_path), seccomp, arch) == cache.compile(seccomp, arch)
+    assert len(files(tmp_path)) == 3
+
+
+def test_same_name_is_not_the_same_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input is compared, not its digest: two inputs that meet in one name never share a filter."""
+    real = source_hash
+    monkeypatch.setattr(cache, "source_hash", lambda salt, data: bytes(8) if b"SCMP" in data[:80] else real(salt, data))
+    for _ in range(2):
+        for number in (1, 2):
+            assert cache.cached(str(tmp_path), document(number), ARCH) == cache.compile(document(number), ARCH)
+
+
+def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
+    seccomp = document()
+    expected = cache.cached(str(tmp_path), seccomp, ARCH)
+    (path,) = files(tmp_path)
+    good = path.read_bytes()
+    for position in range(len(good)):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 0x40]) + good[position + 1 :])
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            text = repr((ARCH, seccomp.raw)).encode()
+            assert cache._read(descriptor, path.name, text) is None, position
+        finally:
+            os.close(descriptor)
+    for broken in (b"", good[:-1], good + b"\0", b"\0" * len(good), good[:20]):
+        path.write_bytes(broken)
+        assert cache.cached(str(tmp_path), seccomp, ARCH) == expected
+        assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("how", ["mode", "symlink", "directory", "fifo"])
+def test_foreign_entries_are_not_used(tmp_path: Path, how: str) -> None:
+    seccomp = document()
+    expected = cache.cached(str(tmp_path), seccomp, ARCH)
+    (path,) = files(tmp_path)
+    if how == "mode":
+        path.chmod(0o620)
+    else:
+        path.rename(tmp_path / "elsewhere")
+        if how == "symlink":
+            path.symlink_to(tmp_path / "elsewhere")
+        elif how == "directory":
+            path.mkdir()
+        else:
+            os.mkfifo(path, 0o600)
+    before = time.monotonic()
+    assert cache.cached(str(tmp_path), seccomp, ARCH) == expected
+    assert time.monotonic() - before < 5
+    assert (tmp_path / "elsewhere").exists() or how == "mode"
+
+
+@pytest.mark.root
+def test_entry_of_another_owner_is_not_used(tmp_path: Path) -> None:
+    seccomp = document()
+    cache.cached(str(tmp_path), seccomp, ARCH)
+    (path,) = files(tmp_path)
+    os.chown(path, 1, 1)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    assert cache._read(descriptor, path.name, repr((ARCH, seccomp.raw)).encode()) is None
+    os.close(descriptor)
+    assert cache.cached(str(tmp_path), seccomp, ARCH)
+    assert path.stat().st_uid == 0
+    os.chown(path.parent, 1, 1)
+    assert cache._directory(str(tmp_path)) == -1
+
+
+def test_directory_of_others_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / ".cache/seccomp").mkdir(parents=True)
+    (tmp_path / ".cache/seccomp").chmod(0o770)
+    assert cache.cached(str(tmp_path), document(), ARCH) == cache.compile(document(), ARCH)
+    assert files(tmp_path) == []
+
+
+def test_another_library_recompiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry names the library that made it; an upgrade changes its file."""
+    library = tmp_path / "libseccomp.so.2.0"
+    library.write_bytes(b"one")
+    monkeypatch.setattr("pyoci.libseccomp.library_file", lambda: os.fsencode(library))
+    cache.cached(str(tmp_path), document(), ARCH)
+    before = files(tmp_path)[0].read_bytes()
+    library.write_bytes(b"another")
+    cache.cached(str(tmp_path), document(), ARCH)
+    assert files(tmp_path)[0].read_bytes() != before
+    library.unlink()
+    assert cache.cached(str(tmp_path), document(), ARCH) == cache.compile(document(), ARCH)
+
+
+def test_no_place_for_the_cache(tmp_path: Path) -> None:
+    assert cache.cached(str(tmp_path / "absent"), document(), ARCH) == cache.compile(document(), ARCH)
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / ".cache").write_bytes(b"")
+    assert cache.cached(str(tmp_path), document(), ARCH) == cache.compile(document(), ARCH)
+
+
+def test_full_disk_costs_only_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(cache, "write", full)
+    assert cache.cached(str(tmp_path), document(), ARCH) == cache.compile(document(), ARCH)
+    assert files(tmp_path) == []
+    monkeypatch.setattr(cache, "write", lambda fd, data: len(data) - 1)  # a short write is no entry either
+    assert cache.cached(str(tmp_path), document(), ARCH) == cache.compile(document(), ARCH)
+    assert files(tmp_path) == []
+
+
+def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "FILES_MAX", 3)
+    for number in range(1, 9):
+        cache.cached(str(tmp_path), document(number), ARCH)
+        assert len(files(tmp_path)) <= 3
+
+
+def test_seccomp_without_a_document_is_not_cached(tmp_path: Path) -> None:
+    assert cache.cached(str(tmp_path), profile(rule("getcwd")), ARCH)
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_hit_is_cheap(tmp_path: Path, root: Path) -> None:
+    """A hit loads no ctypes and no compiler, and takes far less than a compilation."""
+    names = tuple(numbers(ARCH)) * 4
+    seccomp = profile(
+        SyscallRule(names=names, action="SCMP_ACT_ERRNO"), raw={"defaultAction": "SCMP_ACT_ALLOW", "names": list(names)}
+    )
+    cache.cached(str(tmp_path), seccomp, ARCH)
+    script = f"""
+import sys
+sys.path.insert(0, {str(root)!r})
+from pyoci import seccomp
+from pyoci.spec.types import Seccomp
+value = Seccomp(raw={seccomp.raw!r})
+before = set(sys.modules)
+from time import perf_counter
+times = []
+for _ in range(50):
+    start = perf_counter()
+    seccomp.cached({str(tmp_path)!r}, value, {ARCH!r})
+    times.append(perf_counter() - start)
+assert set(sys.modules) <= before, set(sys.modules) - before
+assert not {{"ctypes", "os", "pyoci.libseccomp"}} & set(sys.modules)
+print(min(times) * 1000)
+"""
+    output = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert float(output) < 1.0  # ms; measured 0.06 on a quiet machine
