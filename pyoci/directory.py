@@ -1,0 +1,270 @@
+"""The directories that states are kept in: one per container under a root, private, locked, written whole.
+
+A container is a directory `<root>/<id>`, mode 0700.  Whoever changes a container holds the lock (flock(2) on its
+directory); who only reads needs none, because files are replaced as a whole.  What is in these directories decides what
+delete kills and removes, so none is trusted that somebody else can write to.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import posix
+import time
+
+from pyoci.errors import Exists, NotFound, PyociError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+LAST = "state.json"  # removed last, because delete needs it to know what else there is to remove
+ID_MAX = 255  # NAME_MAX: an id is a file name (limits.h)
+ID_START = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-")
+ID_ALLOWED = ID_START | {"."}
+LOCK_PATIENCE = 30.0  # seconds; a create with slow hooks holds its lock that long
+_DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+
+
+def check_id(id: str) -> None:
+    """PyociError unless `id` is a name for a container: no path, nothing hidden, nothing to escape."""
+    if not id or len(id) > ID_MAX or id[0] not in ID_START or not ID_ALLOWED.issuperset(id):
+        raise PyociError(f"container {id[:300]!r}: invalid container ID format")
+
+
+def default_root() -> str:
+    """Where states are kept without --root: /run/pyoci, for others than the real root below $XDG_RUNTIME_DIR.
+
+    Root of a user namespace is not the real root, unless it logged in as such ($USER): rootless engines run us so.
+    An empty variable counts as unset.
+    """
+    runtime = posix.environ.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
+    uid = posix.geteuid()
+    if uid == 0 and not (runtime and posix.environ.get(b"USER") != b"root" and _in_user_namespace()):
+        return "/run/pyoci"
+    return (runtime or f"/run/user/{uid}") + "/pyoci"
+
+
+def _in_user_namespace() -> bool:
+    return read_file("/proc/self/uid_map").split() != [b"0", b"0", b"4294967295"]
+
+
+def read_file(path: str, dir_fd: int | None = None) -> bytes:
+    """All of a small file (also of procfs, whose sizes are 0).  OSError as the kernel gives it."""
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        pieces = []
+        while piece := posix.read(descriptor, 65536):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        posix.close(descriptor)
+
+
+class Directory:
+    """One container's directory: `fd` is open on it, `path` names it."""
+
+    __slots__ = ("fd", "id", "locked", "path", "root_fd")
+
+    def __init__(self, id: str, path: str, fd: int, root_fd: int) -> None:
+        self.id = id
+        self.path = path
+        self.fd = fd
+        self.root_fd = root_fd
+        self.locked = False
+
+    @classmethod
+    def create(cls, root: str, id: str) -> Self:
+        """Make the directory, and the root with its parents where they are missing; Exists if the id is taken."""
+        check_id(id)
+        root_fd = _open_root(root, make=True)
+        try:
+            posix.mkdir(id, 0o700, dir_fd=root_fd)
+        except OSError as error:
+            posix.close(root_fd)
+            if error.errno == errno.EEXIST:
+                raise Exists(id) from None
+            raise PyociError(f"container {id!r}: mkdir {root}/{id}: {_words(error)}") from None
+        return cls(id, f"{root}/{id}", posix.open(id, _DIRECTORY, dir_fd=root_fd), root_fd)
+
+    @classmethod
+    def open(cls, root: str, id: str) -> Self:
+        """The directory of a container that exists, or NotFound."""
+        check_id(id)
+        try:
+            root_fd = _open_root(root, make=False)
+        except FileNotFoundError:
+            raise NotFound(id) from None
+        try:
+            fd = posix.open(id, _DIRECTORY, dir_fd=root_fd)
+        except OSError as error:
+            posix.close(root_fd)
+            if error.errno == errno.ENOENT:
+                raise NotFound(id) from None
+            raise PyociError(f"container {id!r}: open {root}/{id}: {_words(error)}") from None
+        try:
+            _check_owner(fd, f"{root}/{id}")
+        except BaseException:
+            posix.close(fd)
+            posix.close(root_fd)
+            raise
+        return cls(id, f"{root}/{id}", fd, root_fd)
+
+    def close(self) -> None:
+        """Let go of the directory, and of the lock."""
+        if self.fd >= 0:
+            posix.close(self.fd)
+            posix.close(self.root_fd)
+        self.fd = self.root_fd = -1
+        self.locked = False
+
+    def lock(self, patience: float = LOCK_PATIENCE) -> None:
+        """Wait for the lock, at most `patience` seconds; NotFound if the container was deleted meanwhile."""
+        until = time.monotonic() + patience
+        pause = 0.001
+        while not self._try_lock():
+            if time.monotonic() >= until:
+                raise PyociError(f"container {self.id!r}: another command has been working on it for {patience:g} s")
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+        # The lock may be that of a directory which its last holder removed, with or without a new one in its place.
+        if not self._at_path():
+            raise NotFound(self.id)
+
+    def _try_lock(self) -> bool:
+        if not self.locked:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            self.locked = True
+        return True
+
+    def unlock(self) -> None:
+        """Let others work on the container."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        self.locked = False
+
+    def busy(self) -> bool:
+        """Whether another command holds the lock now."""
+        if self.locked:
+            return False
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        return False
+
+    def _at_path(self) -> bool:
+        mine = posix.fstat(self.fd)
+        try:
+            there = posix.stat(self.id, dir_fd=self.root_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace the file `name` at once: when the disk is full or we are killed, the old one stays."""
+        temporary = f".{name}.new"
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        try:
+            descriptor = posix.open(temporary, flags, 0o600, dir_fd=self.fd)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[posix.write(descriptor, view) :]
+            finally:
+                posix.close(descriptor)
+            posix.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except OSError as error:
+            try:
+                posix.unlink(temporary, dir_fd=self.fd)
+            except OSError:
+                pass
+            raise PyociError(f"container {self.id!r}: write {self.path}/{name}: {_words(error)}") from None
+
+    def read(self, name: str) -> bytes:
+        """The content of the file `name`; OSError as the kernel gives it."""
+        return read_file(name, self.fd)
+
+    def remove(self) -> None:
+        """Remove the directory with all that is in it, state.json last: killed on the way, delete can be repeated."""
+        names = posix.listdir(self.fd)
+        names.sort(key=lambda name: name == LAST)
+        for name in names:
+            try:
+                posix.unlink(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                pass
+        if self._at_path():
+            posix.rmdir(self.id, dir_fd=self.root_fd)
+        self.close()
+
+
+def _open_root(root: str, make: bool) -> int:
+    """The directory of all containers, which nobody else can write to: what is in it decides what delete kills."""
+    flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
+    try:
+        fd = posix.open(root, flags)
+    except FileNotFoundError:
+        if not make:
+            raise
+        _make_directories(root)
+        fd = posix.open(root, flags)
+    except OSError as error:
+        raise PyociError(f"open {root}: {_words(error)}") from None
+    try:
+        _check_owner(fd, root)
+    except BaseException:
+        posix.close(fd)
+        raise
+    return fd
+
+
+def _make_directories(path: str) -> None:
+    # The sticky bit keeps a directory below $XDG_RUNTIME_DIR from being cleaned up as old (XDG Base Directory spec).
+    mode = 0o700 if posix.geteuid() == 0 else 0o1700
+    made = ""
+    for part in path.strip("/").split("/"):
+        made += "/" + part
+        try:
+            posix.mkdir(made, mode)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno == errno.EROFS and _exists(made):
+                continue
+            hint = "" if posix.geteuid() == 0 else "; set XDG_RUNTIME_DIR or use --root"
+            raise PyociError(f"mkdir {made}: {_words(error)}{hint}") from None
+
+
+def _exists(path: str) -> bool:
+    try:
+        posix.stat(path)
+    except OSError:
+        return False
+    return True
+
+
+def _check_owner(fd: int, path: str) -> None:
+    found = posix.fstat(fd)
+    if found.st_uid not in (posix.geteuid(), 0):
+        raise PyociError(f"{path} belongs to user {found.st_uid}: refusing to trust what is in it")
+    if found.st_mode & 0o022:
+        raise PyociError(f"{path} is writable by others (mode {found.st_mode & 0o7777:04o}): chmod go-w it")
+
+
+def ids(root: str) -> list[str]:
+    """The containers under `root`, sorted.  FileNotFoundError when there is no such directory."""
+    fd = _open_root(root, make=False)
+    try:
+        return sorted([name for name in posix.listdir(fd) if name[0] in ID_START and ID_ALLOWED.issuperset(name)])
+    finally:
+        posix.close(fd)
+
+
+def _words(error: OSError) -> str:
+    from pyoci.kernel.errnos import words
+
+    return words(error.errno or 0)

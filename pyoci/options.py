@@ -1,0 +1,169 @@
+"""What the commands that make processes were asked for: command lines, read and checked, as plain values."""
+
+from __future__ import annotations
+
+import posix
+
+from pyoci.errors import PyociError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# (uid_t) -1 means "leave it alone" to the kernel, so the largest id is one less (chown(2), setresuid(2)).
+MAX_ID = 0xFFFFFFFE
+
+
+def absolute(path: str) -> str:
+    """`path` from the root, without "." and doubled slashes.
+
+    ".." stays: taking it out of the text means something else than what the kernel does when a component is a link.
+    """
+    if not path.startswith("/"):
+        try:
+            path = posix.getcwd() + "/" + path
+        except OSError:
+            raise PyociError(f"{path!r} is relative to a working directory that does not exist any more") from None
+    return "/" + "/".join([part for part in path.split("/") if part not in ("", ".")])
+
+
+def parse_id(text: str, what: str) -> int:
+    """The number of a user or group, 0 to 2^32-2, in plain decimal.
+
+    Nothing but digits, no sign, no space and no leading zero: an id that is read as another one is somebody else's
+    (CVE-2016-3697, CVE-2026-30892).  Names are the engine's business.
+    """
+    if not (text.isascii() and text.isdigit()) or (text[0] == "0" and text != "0") or len(text) > 10:
+        raise PyociError(f'bad {what} "{text}": it must be a decimal number from 0 to {MAX_ID}')
+    number = int(text)
+    if number > MAX_ID:
+        raise PyociError(f'bad {what} "{text}": it must be a decimal number from 0 to {MAX_ID}')
+    return number
+
+
+def parse_user(text: str) -> tuple[int, int | None]:
+    """`UID` or `UID:GID` -> (uid, gid); gid is None when it was not given, and then config.json's holds."""
+    user, colon, group = text.partition(":")
+    uid = parse_id(user, "uid")
+    return uid, parse_id(group, "gid") if colon else None
+
+
+class CreateOptions:
+    """create and run.
+
+    Paths are absolute, "" when not given; `preserve_fds` counts descriptors beyond stdio and $LISTEN_FDS.
+    """
+
+    __slots__ = (
+        "bundle",
+        "console_socket",
+        "detach",
+        "id",
+        "keep",
+        "no_new_keyring",
+        "no_pivot",
+        "no_subreaper",
+        "pid_file",
+        "preserve_fds",
+        "root",
+    )
+
+    def __init__(
+        self,
+        root: str,
+        id: str,
+        bundle: str,
+        *,
+        pid_file: str = "",
+        console_socket: str = "",
+        no_pivot: bool = False,
+        no_new_keyring: bool = False,
+        preserve_fds: int = 0,
+        detach: bool = False,
+        keep: bool = False,
+        no_subreaper: bool = False,
+    ) -> None:
+        self.root = root
+        self.id = id
+        self.bundle = bundle
+        self.pid_file = pid_file
+        self.console_socket = console_socket
+        self.no_pivot = no_pivot
+        self.no_new_keyring = no_new_keyring
+        self.preserve_fds = preserve_fds
+        self.detach = detach
+        self.keep = keep
+        self.no_subreaper = no_subreaper
+
+
+class ExecOptions:
+    """exec: either `process_file` or `args`; the other fields change what config.json's process says.
+
+    env is added to the container's; `cwd` "" and `uid`, `gid` None mean as in config.json; `caps` are added to the
+    bounding, effective and permitted sets only (CVE-2022-29162).  `tty` and `no_new_privs` only ever switch on.
+    """
+
+    __slots__ = (
+        "additional_gids",
+        "apparmor",
+        "args",
+        "caps",
+        "console_socket",
+        "cwd",
+        "detach",
+        "env",
+        "gid",
+        "id",
+        "ignore_paused",
+        "no_new_privs",
+        "pid_file",
+        "preserve_fds",
+        "process_file",
+        "process_label",
+        "root",
+        "tty",
+        "uid",
+    )
+
+    def __init__(
+        self,
+        root: str,
+        id: str,
+        args: Sequence[str] = (),
+        *,
+        process_file: str = "",
+        tty: bool = False,
+        env: Sequence[str] = (),
+        cwd: str = "",
+        uid: int | None = None,
+        gid: int | None = None,
+        additional_gids: Sequence[int] = (),
+        caps: Sequence[str] = (),
+        no_new_privs: bool = False,
+        detach: bool = False,
+        pid_file: str = "",
+        console_socket: str = "",
+        preserve_fds: int = 0,
+        ignore_paused: bool = False,
+        apparmor: str = "",
+        process_label: str = "",
+    ) -> None:
+        self.root = root
+        self.id = id
+        self.args = tuple(args)
+        self.process_file = process_file
+        self.tty = tty
+        self.env = tuple(env)
+        self.cwd = cwd
+        self.uid = uid
+        self.gid = gid
+        self.additional_gids = tuple(additional_gids)
+        self.caps = tuple(caps)
+        self.no_new_privs = no_new_privs
+        self.detach = detach
+        self.pid_file = pid_file
+        self.console_socket = console_socket
+        self.preserve_fds = preserve_fds
+        self.ignore_paused = ignore_paused
+        self.apparmor = apparmor
+        self.process_label = process_label

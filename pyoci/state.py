@@ -1,0 +1,254 @@
+"""What is remembered of a container between two commands, and what the kernel says about it.
+
+A container's directory holds `state.json`, the socket `start.sock` while it waits for start, and what other modules keep
+there.  The status is never stored, it is found: a pid alone says nothing after a reboot or a wrap, so a process is its
+pid and its start time, and whether it still waits for start is asked of the socket that its execve closes.
+"""
+
+from __future__ import annotations
+
+import errno
+import posix
+import time
+
+from pyoci.directory import LAST as FILE
+from pyoci.directory import Directory, default_root, ids, read_file
+from pyoci.errors import NotFound, PyociError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = (
+    "SOCKET",
+    "State",
+    "Store",
+    "alive",
+    "default_root",
+    "document",
+    "ids",
+    "open_init",
+    "process",
+    "status",
+    "timestamp",
+)
+
+SOCKET = "start.sock"
+
+
+def timestamp() -> str:
+    """Now, as RFC 3339 in UTC with nanoseconds."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    year, month, day, hour, minute, second = time.gmtime(seconds)[:6]
+    return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanoseconds:09}Z"
+
+
+class State:
+    """What is remembered.  `pid` 0 until the container's init exists; `pid_start` is field 22 of /proc/pid/stat.
+
+    phase           "creating", "created" or "running": how far commands got, not the status
+    cgroup_paths    controller -> directory ("" for v2); cgroup_created: directories that create made and delete removes
+    hooks           raw JSON of the hooks that later commands run
+    listen          start.sock tells whether the container waits for start
+    """
+
+    __slots__ = (
+        "annotations",
+        "bundle",
+        "cgroup_created",
+        "cgroup_paths",
+        "created",
+        "hooks",
+        "id",
+        "listen",
+        "namespaces",
+        "oci_version",
+        "owner",
+        "phase",
+        "pid",
+        "pid_start",
+        "rootfs",
+        "terminal",
+        "user_namespace",
+        "version",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        bundle: str,
+        rootfs: str,
+        *,
+        pid: int = 0,
+        pid_start: int = 0,
+        created: str = "",
+        oci_version: str = "",
+        annotations: dict[str, str] | None = None,
+        owner: int = 0,
+        phase: str = "creating",
+        cgroup_paths: dict[str, str] | None = None,
+        cgroup_created: list[str] | None = None,
+        namespaces: list[str] | None = None,
+        hooks: dict[str, Any] | None = None,
+        listen: bool = True,
+        user_namespace: bool = False,
+        terminal: bool = False,
+        version: str = "",
+    ) -> None:
+        self.id = id
+        self.bundle = bundle
+        self.rootfs = rootfs
+        self.pid = pid
+        self.pid_start = pid_start
+        self.created = created
+        self.oci_version = oci_version
+        self.annotations = annotations or {}
+        self.owner = owner
+        self.phase = phase
+        self.cgroup_paths = cgroup_paths or {}
+        self.cgroup_created = cgroup_created or []
+        self.namespaces = namespaces or []
+        self.hooks = hooks or {}
+        self.listen = listen
+        self.user_namespace = user_namespace
+        self.terminal = terminal
+        self.version = version
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to state.json."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, value: object) -> State:
+        """ValueError for anything that `to_json` does not write; names that it does not know are a later version's."""
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        model = cls("", "", "").to_json()
+        for name, like in model.items():
+            if name not in value:
+                raise ValueError(f"/{name} is missing")
+            if type(value[name]) is not type(like):
+                raise ValueError(f"/{name} is not a {type(like).__name__}")
+        known = {name: value[name] for name in model}
+        return cls(known.pop("id"), known.pop("bundle"), known.pop("rootfs"), **known)
+
+
+class Store(Directory):
+    """A container's directory, with the state in it."""
+
+    __slots__ = ()
+
+    def load(self) -> State:
+        """NotFound when create never got as far as writing it, PyociError when it cannot be read."""
+        from pyoci.jsontext import loads
+
+        try:
+            data = self.read(FILE)
+        except FileNotFoundError:
+            raise NotFound(self.id) from None
+        try:
+            return State.from_json(loads(data))
+        except ValueError as error:
+            raise PyociError(f"container {self.id!r}: {self.path}/{FILE} is damaged: {error}") from None
+
+    def save(self, state: State) -> None:
+        """Replace what is remembered, all or nothing."""
+        from pyoci.jsontext import dumps
+
+        self.write(FILE, dumps(state.to_json()).encode())
+
+
+def process(pid: int) -> tuple[str, int] | None:
+    """(state letter, start time in clock ticks since boot) from /proc/pid/stat; None without such a process."""
+    try:
+        stat = read_file(f"/proc/{pid}/stat")
+    except OSError:  # ENOENT, or ESRCH when it ends between open and read
+        return None
+    # The name in parentheses is the program's to choose, parentheses and spaces included.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return fields[0].decode(), int(fields[19])
+
+
+def alive(state: State) -> bool:
+    """Whether the container's init still runs: same pid, same start time, and not a zombie."""
+    found = process(state.pid) if state.pid > 0 else None
+    return found is not None and found[0] not in "ZXx" and found[1] == state.pid_start
+
+
+def open_init(state: State) -> int | None:
+    """A pidfd of the container's init, None when that has ended."""
+    if state.pid <= 0:
+        return None
+    # The descriptor first, then who it is: the other way round, the pid could be somebody else's in between.
+    try:
+        descriptor = posix.pidfd_open(state.pid)
+    except OSError:
+        return None
+    if alive(state):
+        return descriptor
+    posix.close(descriptor)
+    return None
+
+
+def waits_for_start(store: Store) -> bool:
+    """Whether the container's init still listens on start.sock.
+
+    Its socket keeps packets, so connecting a stream finds it (EPROTOTYPE) without queueing anything, and refuses
+    (ECONNREFUSED) once the last descriptor is closed, by execve or by death.  The path goes through /proc, because
+    sun_path ends after 108 bytes (unix(7)).
+    """
+    from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
+
+    asking = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        return asking.connect_ex(f"/proc/self/fd/{store.fd}/{SOCKET}") == errno.EPROTOTYPE
+    finally:
+        asking.close()
+
+
+def status(store: Store, state: State) -> str:
+    """What the kernel says now: "creating", "created", "running", "paused" or "stopped"."""
+    if state.phase == "creating" and store.busy():
+        return "creating"
+    if not alive(state):
+        return "stopped"
+    if state.phase == "creating":
+        # Its creator is gone without finishing: init ends as soon as it notices, and start would find nobody.
+        return "stopped"
+    if "" in state.cgroup_paths or "freezer" in state.cgroup_paths:
+        from pyoci.cgroup.live import is_frozen
+
+        if is_frozen(state.cgroup_paths):
+            return "paused"
+    if state.listen:
+        return "created" if waits_for_start(store) else "running"
+    return "created" if state.phase == "created" else "running"
+
+
+def document(state: State, status: str) -> dict[str, Any]:
+    """The state as the specification shows it (runtime.md#state), and what engines expect beyond it."""
+    shown: dict[str, Any] = {
+        "ociVersion": state.oci_version,
+        "id": state.id,
+        "pid": 0 if status == "stopped" else state.pid,
+        "status": status,
+        "bundle": state.bundle,
+        "rootfs": state.rootfs,
+        "created": state.created,
+    }
+    if state.annotations:
+        shown["annotations"] = state.annotations
+    shown["owner"] = owner_name(state.owner)
+    return shown
+
+
+def owner_name(uid: int) -> str:
+    """The login name of `uid`, or `#uid`."""
+    if uid == 0:
+        return "root"
+    from pwd import getpwuid
+
+    try:
+        return getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
