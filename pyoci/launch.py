@@ -71,9 +71,10 @@ class Session:
 
     pid         the container's first process in the runtime's pid namespace, 0 before clone3
     descriptor  the terminal's master once it has arrived, or -1
+    done        set by `perform` when nobody waits for what init does after this barrier
     """
 
-    __slots__ = ("control", "descriptor", "perform", "pid", "program", "stage")
+    __slots__ = ("control", "descriptor", "done", "perform", "pid", "program", "stage")
 
     def __init__(self, program: Program, perform: Callable[[Op, Session], None]) -> None:
         self.program = program
@@ -82,6 +83,7 @@ class Session:
         self.pid = 0
         self.stage = 0
         self.descriptor = -1
+        self.done = False
 
     def spawn(
         self,
@@ -121,11 +123,6 @@ class Session:
             for fd in high:
                 posix.close(fd)
 
-    def attach(self, control: _socket.socket, pid: int) -> None:
-        """Go on with an init that waits for `start`, over a connection to its socket."""
-        self.control = control
-        self.pid = pid
-
     def play(self) -> None:
         """Serve reports until init executes the user's program (end of file).  Raises Failure, Died, or what `perform` raises."""
         control = self.control
@@ -147,15 +144,19 @@ class Session:
                 self._reap_stage()
             elif kind == AT_BARRIER:
                 last = index
-                for op in barriers[index]:
-                    self.perform(op, self)
+                run_ops(barriers[index], self._perform)
                 try:
                     control.send(b"\0")
                 except OSError as error:
                     raise Died("init died while the runtime was at work for it") from error
+                if self.done:
+                    return
             elif kind == FAILED:
                 text = message[REPORT.size : REPORT.size + length].decode("utf-8", "replace").strip()
                 raise Failure(self.program.index[index], value, text)
+
+    def _perform(self, op: Op) -> None:
+        self.perform(op, self)
 
     def _receive(self, control: _socket.socket) -> bytes:
         if self.descriptor == -2:  # noqa: PLR2004 - see expect_descriptor

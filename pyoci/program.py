@@ -153,7 +153,7 @@ class _Assembler:
             self.buffers[value.name] = address  # type: ignore[attr-defined]
             return address, False
         if kind is Address:
-            return self.buffers[value.name], False  # type: ignore[attr-defined]
+            return self.buffers[value.name] + value.offset, False  # type: ignore[attr-defined]
         raise TypeError(f"{op!r}: {value!r} is not an argument")
 
     # ops ------------------------------------------------------------------------------------------------------------

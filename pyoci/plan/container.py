@@ -45,7 +45,7 @@ class PlanOptions:
     preserve_fds  how many descriptors after the standard streams the container inherits
     """
 
-    __slots__ = ("bundle", "console", "id", "listen", "no_new_keyring", "no_pivot", "pid_file", "preserve_fds")
+    __slots__ = ("bundle", "console", "id", "listen", "no_new_keyring", "no_pivot", "preserve_fds")
 
     def __init__(  # noqa: PLR0913 - one a flag
         self,
@@ -56,7 +56,6 @@ class PlanOptions:
         preserve_fds: int = 0,
         no_pivot: bool = False,
         no_new_keyring: bool = False,
-        pid_file: str | None = None,
     ) -> None:
         self.id = id
         self.bundle = bundle
@@ -65,7 +64,6 @@ class PlanOptions:
         self.preserve_fds = preserve_fds
         self.no_pivot = no_pivot
         self.no_new_keyring = no_new_keyring
-        self.pid_file = pid_file
 
 
 class ContainerPlan:
@@ -92,6 +90,11 @@ def shed(preserve_fds: int, origin: str = LIFECYCLE) -> list[Op]:
         Op("close_range", (first + DESCRIPTORS, k.UINT_MAX, 0), origin),
         Op("close_range", (first, k.UINT_MAX, k.CLOSE_RANGE_CLOEXEC), origin),
     ]
+
+
+def default_signals(origin: str = LIFECYCLE) -> list[Op]:
+    """The two signals that the C library keeps for itself, and so cannot reset for us when the caller ignores them."""
+    return [Op("rt_sigaction", (number, Struct("sigaction"), 0, 8), origin) for number in (32, 33)]
 
 
 def granted_capabilities(host: Host, user_namespace: bool) -> int:
@@ -123,7 +126,8 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops: list[Op] = [*cgroups.create]
     # -- in the runtime's namespaces
     ops += shed(options.preserve_fds)
-    ops.append(Op("prctl", (15, NAME, 0, 0, 0), LIFECYCLE))
+    ops += default_signals()
+    ops.append(Op("prctl", (k.PR_SET_NAME, NAME, 0, 0, 0), LIFECYCLE))
     if process is not None and process.oom_score_adj is not None:
         # inherited by the container; before we stop being dumpable, which would make the file root's
         ops += write_file(k.AT_FDCWD, b"/proc/self/oom_score_adj", str(process.oom_score_adj), "/process/oomScoreAdj")

@@ -1,0 +1,258 @@
+"""create: from a bundle to a process that waits for start, or to nothing at all."""
+
+from __future__ import annotations
+
+import posix
+
+import _socket
+
+from pyoci import VERSION
+from pyoci.container.perform import Performer
+from pyoci.container.replay import remember
+from pyoci.errors import HookError, PyociError
+from pyoci.host import probe, probe_sources, source_type
+from pyoci.kernel.syscalls import numbers
+from pyoci.launch import Died, Failure, Session, run_ops, template
+from pyoci.options import absolute
+from pyoci.plan.container import ContainerPlan, PlanOptions, plan_container, root_path
+from pyoci.program import assemble, leading
+from pyoci.spec.load import load
+from pyoci.state import SOCKET, State, Store, timestamp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.host import Host
+    from pyoci.options import CreateOptions
+    from pyoci.plan.ops import Op
+    from pyoci.spec.types import Spec
+
+CONFIG = "config.json"
+
+
+class Blueprint:
+    """All that is decided before anything is touched."""
+
+    __slots__ = ("assets", "bundle", "data", "host", "plan", "plan_options", "spec")
+
+    def __init__(  # noqa: PLR0913 - the decisions are these
+        self,
+        spec: Spec,
+        data: bytes,
+        host: Host,
+        plan_options: PlanOptions,
+        plan: ContainerPlan,
+        bundle: str,
+        assets: dict[str, bytes],
+    ) -> None:
+        self.spec = spec
+        self.data = data
+        self.host = host
+        self.plan_options = plan_options
+        self.plan = plan
+        self.bundle = bundle
+        self.assets = assets
+
+
+def read_config(bundle: str) -> bytes:
+    """The bundle's config.json."""
+    try:
+        fd = posix.open(f"{bundle}/{CONFIG}", posix.O_RDONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        raise PyociError(f"JSON specification file {CONFIG} not found: {bundle}/{CONFIG}: no such file or directory") from None
+    except OSError as error:
+        raise PyociError(f"{bundle}/{CONFIG}: {error.strerror}") from None
+    try:
+        pieces = []
+        while piece := posix.read(fd, 1 << 20):
+            pieces.append(piece)
+    except OSError as error:
+        raise PyociError(f"{bundle}/{CONFIG}: {error.strerror}") from None
+    finally:
+        posix.close(fd)
+    return b"".join(pieces)
+
+
+def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint:
+    """Read, check and plan: whatever is wrong with the bundle is found here."""
+    bundle = absolute(options.bundle)
+    data = read_config(bundle)
+    spec = load(data)
+    check_terminal(spec, options, console)
+    host = probe()
+    probe_sources(host, spec, bundle)
+    root = root_path(spec, bundle)
+    if source_type(root) != "dir":
+        raise PyociError(f"/root/path: invalid rootfs: stat {root}: no such file or directory, or not a directory")
+    plan_options = PlanOptions(
+        options.id,
+        bundle,
+        listen=listen,
+        console=console,
+        preserve_fds=options.preserve_fds,
+        no_pivot=options.no_pivot,
+        no_new_keyring=options.no_new_keyring,
+    )
+    plan = plan_container(spec, host, plan_options)
+    warn_capabilities(spec, host)
+    assets: dict[str, bytes] = {}
+    if spec.linux.seccomp is not None and spec.process is not None:
+        from pyoci.seccomp import cached
+
+        assets["seccomp"] = cached(options.root, spec.linux.seccomp, host.arch)
+    return Blueprint(spec, data, host, plan_options, plan, bundle, assets)
+
+
+def check_terminal(spec: Spec, options: CreateOptions, console: str | None) -> None:
+    """A terminal and somebody to take its master belong together."""
+    terminal = spec.process is not None and spec.process.terminal
+    if terminal and console is None:
+        raise PyociError("/process/terminal: cannot allocate tty if the container is detached without --console-socket")
+    if not terminal and options.console_socket:
+        raise PyociError("/process/terminal: --console-socket is given, but the process has no terminal")
+
+
+def warn_capabilities(spec: Spec, host: Host) -> None:
+    """Capabilities that cannot be given are a warning (config.md#linux-process)."""
+    process = spec.process
+    if process is None or process.capabilities is None:
+        return
+    from pyoci.plan.container import granted_capabilities
+    from pyoci.plan.process import ungranted
+
+    user_namespace = any(entry.type == "user" for entry in spec.linux.namespaces)
+    missing = ungranted(process.capabilities, host, granted_capabilities(host, user_namespace))
+    if missing:
+        from pyoci import log
+
+        log.warning(f"/process/capabilities: left out, because they are unknown or not ours to give: {', '.join(missing)}")
+
+
+class Creation:
+    """One create or run under way."""
+
+    __slots__ = ("blueprint", "options", "performer", "session", "state", "store")
+
+    def __init__(self, options: CreateOptions, blueprint: Blueprint, listen: bool) -> None:
+        spec = blueprint.spec
+        self.options = options
+        self.blueprint = blueprint
+        self.state = State(
+            options.id,
+            blueprint.bundle,
+            root_path(spec, blueprint.bundle),
+            created=timestamp(),
+            oci_version=spec.oci_version,
+            annotations=spec.annotations,
+            owner=blueprint.host.uid,
+            phase="creating",
+            cgroup_paths=blueprint.plan.cgroups.paths,
+            namespaces=[entry.type for entry in spec.linux.namespaces],
+            hooks={
+                kind: spec.hooks.raw[kind]
+                for kind in ("startContainer", "poststart", "poststop")
+                if spec.hooks.raw.get(kind)
+            },
+            listen=listen,
+            user_namespace=any(entry.type == "user" for entry in spec.linux.namespaces),
+            terminal=spec.process is not None and spec.process.terminal,
+            version=VERSION,
+        )
+        self.store = Store.create(options.root, options.id)
+        pid_file = absolute(options.pid_file) if options.pid_file else ""
+        self.performer = Performer(self.store, self.state, blueprint.host, spec.hooks, pid_file, listen)
+        self.session: Session | None = None
+
+    def build(self) -> Session:
+        """Perform the plan up to "created" (with a listener) or to the user's program; undoes everything when it fails."""
+        try:
+            return self._build()
+        except BaseException as error:
+            problem = self._explain(error)
+            self.undo(error)
+            if problem is error:
+                raise
+            raise problem from error
+
+    def _build(self) -> Session:
+        blueprint, store, options = self.blueprint, self.store, self.options
+        plan = blueprint.plan
+        store.lock()
+        store.save(self.state)
+        store.write(CONFIG, blueprint.data)
+        if self.state.listen:
+            remember(store, blueprint)
+        ops = plan.ops
+        first = leading(ops)
+        session = self.session = Session(
+            assemble(
+                ops[first:], template(), blueprint.host.arch, numbers(blueprint.host.arch), plan.fds, blueprint.assets
+            ),
+            self.performer,
+        )
+        run_ops(ops[:first], self._before)
+        given: dict[str, int] = {}
+        listener: _socket.socket | None = None
+        console = -1
+        try:
+            if self.state.listen:
+                listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+                # sun_path holds 108 bytes, a state directory's path may be longer (unix(7))
+                listener.bind(f"/proc/self/fd/{store.fd}/{SOCKET}")
+                listener.listen(1)
+                given["listen"] = listener.fileno()
+            if options.console_socket:
+                from pyoci.console import connect_console_socket
+
+                console = given["console"] = connect_console_socket(absolute(options.console_socket))
+            elif self.state.terminal:
+                session.expect_descriptor()
+            # relative names in mount data (an overlay's lowerdir) are relative to the bundle
+            posix.chdir(blueprint.bundle)
+            session.spawn(blueprint.host.kernel, plan.fds, given)
+        finally:
+            if listener is not None:
+                listener.close()
+            if console >= 0:
+                posix.close(console)
+        session.play()
+        return session
+
+    def _before(self, op: Op) -> None:
+        assert self.session is not None
+        self.performer(op, self.session)
+
+    def _explain(self, error: BaseException) -> BaseException:
+        if isinstance(error, Failure):
+            from pyoci.container.failure import explain
+
+            return explain(error)
+        if isinstance(error, Died):
+            from pyoci.container.failure import died
+
+            return died(str(error), self.state.cgroup_paths)
+        return error
+
+    def undo(self, error: BaseException) -> None:
+        """Leave nothing behind; whatever goes wrong here never replaces the first error."""
+        from pyoci import log
+        from pyoci.container.teardown import dismantle
+
+        try:
+            if self.session is not None:
+                self.session.abandon()
+            dismantle(self.store, self.state, poststop=self.performer.ran_hooks or isinstance(error, HookError))
+        except (OSError, PyociError) as second:
+            log.warning(f"container {self.state.id!r}: while cleaning up after a failed create: {second}")
+        if self.performer.pid_file and self.state.pid:
+            try:
+                posix.unlink(self.performer.pid_file)
+            except OSError:
+                pass
+
+
+def create(options: CreateOptions) -> None:
+    """See `pyoci.container.create`."""
+    blueprint = draw(options, True, "console" if options.console_socket else None)
+    creation = Creation(options, blueprint, True)
+    creation.build()
+    creation.store.close()

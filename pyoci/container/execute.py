@@ -1,0 +1,229 @@
+"""exec, and hooks inside: new processes in a container that runs."""
+
+from __future__ import annotations
+
+import posix
+
+from pyoci.container.perform import write_pid_file
+from pyoci.errors import PyociError, WrongState
+from pyoci.host import probe
+from pyoci.kernel.syscalls import numbers
+from pyoci.launch import Died, Failure, Session, perform_write, template
+from pyoci.options import absolute
+from pyoci.plan.join import Target, descriptors, plan_exec, plan_hook
+from pyoci.program import assemble
+from pyoci.spec.load import load, load_process
+from pyoci.state import Store, open_init, status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.hooks import AnyHook, Spawn
+    from pyoci.host import Host
+    from pyoci.options import ExecOptions
+    from pyoci.plan.ops import Op
+    from pyoci.spec.types import Process, Spec
+    from pyoci.state import State
+
+
+def exec_(options: ExecOptions) -> int:
+    """See `pyoci.container.exec_`."""
+    store = Store.open(options.root, options.id)
+    try:
+        state = store.load()
+        found = status(store, state)
+        if found == "paused" and not options.ignore_paused:
+            raise WrongState("cannot exec in a paused container (use --ignore-paused to override)")
+        if found not in ("created", "running", "paused"):
+            raise WrongState(f"cannot exec in a {found} container")
+        spec = load(store.read("config.json"))
+        process = _process(options, spec)
+        pidfd = open_init(state)
+        if pidfd is None:
+            raise WrongState("cannot exec in a stopped container")
+        try:
+            return _enter(options, state, spec, process, pidfd)
+        finally:
+            posix.close(pidfd)
+    finally:
+        store.close()
+
+
+def _process(options: ExecOptions, spec: Spec) -> Process:
+    """What to execute: a process.json, or the container's own process with the command line's changes."""
+    if options.process_file:
+        path = absolute(options.process_file)
+        try:
+            # read once and without seeking: it may be a pipe
+            fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+            try:
+                pieces = []
+                while piece := posix.read(fd, 1 << 16):
+                    pieces.append(piece)
+            finally:
+                posix.close(fd)
+        except OSError as error:
+            raise PyociError(f"--process {path}: {error.strerror}") from None
+        process = load_process(b"".join(pieces), spec, path)
+    else:
+        if spec.process is None:
+            raise PyociError("/process: the container has no process to take settings from; use --process")
+        if not options.args:
+            raise PyociError("exec args cannot be empty")
+        process = spec.process
+        process.args = options.args
+        process.terminal = False
+        process.console_size = None
+    _adjust(process, options)
+    _supported(process, options)
+    return process
+
+
+def _adjust(process: Process, options: ExecOptions) -> None:
+    process.terminal = process.terminal or options.tty
+    process.env = (*process.env, *options.env)
+    if options.cwd:
+        process.cwd = options.cwd
+    if options.uid is not None:
+        process.user.uid = options.uid
+    if options.gid is not None:
+        process.user.gid = options.gid
+    if options.additional_gids:
+        process.user.additional_gids = (*process.user.additional_gids, *options.additional_gids)
+    process.no_new_privileges = process.no_new_privileges or options.no_new_privs
+    if options.caps and process.capabilities is not None:
+        sets = process.capabilities
+        # never the inheritable and ambient ones (CVE-2022-29162)
+        sets.bounding = (*sets.bounding, *options.caps)
+        sets.effective = (*sets.effective, *options.caps)
+        sets.permitted = (*sets.permitted, *options.caps)
+
+
+def _supported(process: Process, options: ExecOptions) -> None:
+    if options.apparmor or options.process_label:
+        raise PyociError("--apparmor and --process-label are not supported by this version of pyoci")
+    if process.terminal and not options.console_socket and options.detach:
+        raise PyociError("cannot allocate tty if the process is detached without --console-socket")
+    if options.console_socket and not process.terminal:
+        raise PyociError("--console-socket is given, but the process has no terminal")
+    if not process.cwd.startswith("/"):
+        raise PyociError("Cwd must be an absolute path")
+
+
+def target_of(state: State) -> Target:
+    """How to join the container of `state`."""
+    cgroup: bytes | None = None
+    enter: list[Op] = []
+    if state.cgroup_paths:
+        from pyoci.plan.cgroups import join_ops
+
+        cgroup, enter = join_ops(state.cgroup_paths)
+    return Target(state.pid, state.namespaces, cgroup, enter, _denies_setgroups(state))
+
+
+def _denies_setgroups(state: State) -> bool:
+    if not state.user_namespace:
+        return False
+    from pyoci.host import read
+
+    try:
+        return read(f"/proc/{state.pid}/setgroups").startswith(b"deny")
+    except OSError:
+        return False
+
+
+def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pidfd: int) -> int:
+    host = probe()
+    seccomp = spec.linux.seccomp
+    assets: dict[str, bytes] = {}
+    flags: int | None = None
+    if seccomp is not None:
+        from pyoci.plan.seccomp import flag_bits
+        from pyoci.seccomp import cached
+
+        flags = flag_bits(seccomp)
+        assets["seccomp"] = cached(options.root, seccomp, host.arch)
+    console = "console" if options.console_socket else None
+    ops = plan_exec(process, host, target_of(state), flags, console, options.preserve_fds)
+    fds = descriptors(options.preserve_fds)
+    pid_file = absolute(options.pid_file) if options.pid_file else ""
+
+    def perform(op: Op, session: Session) -> None:
+        if op.call == "created":
+            if pid_file:
+                write_pid_file(pid_file, session.pid)
+        elif op.call == "write":
+            perform_write(op, session.pid)
+        else:
+            from pyoci.cgroup.perform import perform as in_cgroup
+
+            in_cgroup(op, session.pid)
+
+    session = Session(assemble(ops, template(), host.arch, numbers(host.arch), fds, assets), perform)
+    given = {"container": pidfd}
+    if options.console_socket:
+        from pyoci.console import connect_console_socket
+
+        given["console"] = connect_console_socket(absolute(options.console_socket))
+    elif process.terminal:
+        session.expect_descriptor()
+    try:
+        session.spawn(host.kernel, fds, given)
+        session.play()
+    except BaseException as error:
+        session.abandon()
+        if isinstance(error, Failure):
+            from pyoci.container.failure import explain
+
+            raise explain(error) from None
+        if isinstance(error, Died):
+            from pyoci.container.failure import died
+
+            raise died(str(error), state.cgroup_paths) from None
+        raise
+    if options.detach:
+        return 0
+    from pyoci.console import attend
+
+    child = posix.pidfd_open(session.pid)
+    return attend(session.pid, child, session.descriptor if session.descriptor >= 0 else None)
+
+
+def hook_spawner(kind: str, state: State, host: Host) -> Spawn:
+    """A `start` for `run_hooks` that starts each hook in the container's namespaces."""
+    target = target_of(state)
+
+    def spawn(hook: AnyHook, stdin: int, output: int) -> int:
+        origin = f"/hooks/{kind}"
+        ops = plan_hook(hook, target, origin)
+        fds = descriptors(0)
+
+        def perform(op: Op, session: Session) -> None:
+            if op.call == "write":
+                perform_write(op, session.pid)
+            else:
+                from pyoci.cgroup.perform import perform as in_cgroup
+
+                in_cgroup(op, session.pid)
+
+        session = Session(assemble(ops, template(), host.arch, numbers(host.arch), fds, {}), perform)
+        pidfd = open_init(state)
+        if pidfd is None:
+            raise PyociError("the container's init died before its hooks")
+        try:
+            session.spawn(host.kernel, fds, {"container": pidfd}, (stdin, output, output))
+            session.play()
+        except BaseException as error:
+            session.abandon()
+            if isinstance(error, Failure):
+                from pyoci.container.failure import explain
+
+                raise explain(error) from None
+            raise
+        finally:
+            posix.close(pidfd)
+        return session.pid
+
+    return spawn
+
+
+__all__ = ["exec_", "hook_spawner", "target_of"]

@@ -1,0 +1,44 @@
+"""Reports of failed ops and dead processes, as the errors that users and engines read.  Loaded only when something failed."""
+
+from __future__ import annotations
+
+from errno import ENOENT
+
+from pyoci.errors import CallError, PyociError
+from pyoci.kernel.errnos import words
+from pyoci.plan.render import call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.launch import Failure
+
+ARGS = "/process/args"
+
+
+def explain(failure: Failure) -> PyociError:
+    """The failure with its call spelled out and what to do about it."""
+    op = failure.op
+    said = words(failure.errno)
+    if op.origin == ARGS:
+        # what engines look for comes first: exec: "name": executable file not found in $PATH
+        if op.hint.endswith("$PATH") and failure.errno == ENOENT:
+            return PyociError(f"{op.hint} ({ARGS}: {call(op)}: {said})")
+        name = op.hint.partition(": executable")[0]
+        return PyociError(f"{name}: {said} ({ARGS}: {call(op)})")
+    return CallError(op.origin, call(op), failure.errno, said, failure.detail, op.hint)
+
+
+def died(message: str, cgroup_paths: dict[str, str], kills_before: int = 0) -> PyociError:
+    """Why init is gone without a word: the memory limit, if its cgroup counts a kill, or somebody's signal."""
+    from pyoci.cgroup.live import oom_kills
+
+    try:
+        kills = oom_kills(cgroup_paths)
+    except OSError:
+        kills = 0
+    if kills > kills_before:
+        return PyociError(
+            f"/linux/resources/memory/limit: {message}: the kernel killed it because the container's memory limit is too"
+            " low to start in; raise the limit"
+        )
+    return PyociError(f"{message}: it was killed from outside")

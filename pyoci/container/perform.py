@@ -1,0 +1,157 @@
+"""The runtime's column: what Python does while init waits at a barrier."""
+
+from __future__ import annotations
+
+import posix
+
+from pyoci.errors import PyociError
+from pyoci.launch import perform_write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyoci.host import Host
+    from pyoci.launch import Session
+    from pyoci.plan.ops import Op
+    from pyoci.spec.types import Hook, Hooks
+    from pyoci.state import State, Store
+
+# attribute of spec.types.Hooks for each kind that create runs
+KINDS = {"prestart": "prestart", "createRuntime": "create_runtime", "createContainer": "create_container"}
+IN_CONTAINER = ("createContainer", "startContainer")
+
+
+class Performer:
+    """Performs the runtime's ops of one create or run, and remembers what has to be undone.
+
+    `created` is called when init reports the container complete.
+    """
+
+    __slots__ = ("after_created", "hooks", "host", "pid_file", "ran_hooks", "state", "store")
+
+    def __init__(self, store: Store, state: State, host: Host, hooks: Hooks, pid_file: str, after_created: bool) -> None:
+        self.store = store
+        self.state = state
+        self.host = host
+        self.hooks = hooks
+        self.pid_file = pid_file
+        self.after_created = after_created  # init goes on without us once the container is created
+        self.ran_hooks = False
+
+    def __call__(self, op: Op, session: Session) -> None:
+        call = op.call
+        if call == "write":
+            perform_write(op, session.pid)
+        elif call == "created":
+            self.created(session)
+        elif call == "hooks":
+            kind = op.args[0]
+            assert isinstance(kind, bytes)
+            self.run_hooks(kind.decode(), session)
+        elif call in ("newuidmap", "newgidmap"):
+            words = [arg for arg in op.args[1:] if isinstance(arg, bytes)]
+            map_ids(call, session.pid, words)
+        else:
+            from pyoci.cgroup.perform import perform
+
+            self.state.cgroup_created += perform(op, session.pid)
+
+    def created(self, session: Session) -> None:
+        """Record the container: from here on the other commands know it."""
+        state = self.state
+        self.know(session.pid)
+        state.phase = "created" if self.after_created or self.hooks.start_container else "running"
+        self.store.save(state)
+        if self.pid_file:
+            write_pid_file(self.pid_file, session.pid)
+        session.done = self.after_created
+
+    def know(self, pid: int) -> None:
+        """Put the process into the state: its pid, and the start time that makes it unmistakable."""
+        if self.state.pid != pid:
+            from pyoci.state import process
+
+            found = process(pid)
+            if found is None:
+                raise PyociError("the container's init died while the runtime was at work for it")
+            self.state.pid = pid
+            self.state.pid_start = found[1]
+
+    def run_hooks(self, kind: str, session: Session) -> None:
+        """The hooks of `kind`, in the namespaces that the specification says."""
+        self.know(session.pid)
+        if kind == "startContainer":
+            entries: Sequence[Hook] = self.hooks.start_container
+        else:
+            # killed from here on, delete --force must find the process
+            self.store.save(self.state)
+            entries = getattr(self.hooks, KINDS[kind])
+        self.ran_hooks = True
+        run_container_hooks(kind, entries, self.state, self.host if kind in IN_CONTAINER else None)
+
+
+def run_container_hooks(kind: str, entries: Sequence[Hook], state: State, host: Host | None, status: str = "created") -> None:
+    """Run hooks with the state on stdin; with `host`, in the container's namespaces, else in ours."""
+    from pyoci.hooks import run_hooks, spawn
+    from pyoci.jsontext import dumps
+    from pyoci.state import document
+
+    shown = document(state, status)
+    if host is None:
+        run_hooks(kind, entries, dumps(shown).encode(), spawn)
+        return
+    from pyoci.container.execute import hook_spawner
+
+    # hooks in the container's pid namespace are told the pid that means something there (runtime.md#state)
+    if "pid" in state.namespaces:
+        shown["pid"] = 1
+    run_hooks(kind, entries, dumps(shown).encode(), hook_spawner(kind, state, host))
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """The pid in decimal, no newline, whole or not at all."""
+    temporary = f"{path}.{posix.getpid()}.tmp"
+    try:
+        fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o644)
+        try:
+            posix.write(fd, b"%d" % pid)
+        finally:
+            posix.close(fd)
+        posix.rename(temporary, path)
+    except OSError as error:
+        from pyoci.kernel.errnos import words
+
+        try:
+            posix.unlink(temporary)
+        except OSError:
+            pass
+        raise PyociError(f"--pid-file {path}: {words(error.errno or 0)}") from None
+
+
+def map_ids(program: str, pid: int, words: list[bytes]) -> None:
+    """newuidmap(1) or newgidmap(1): the set-user-ID programs that may write more than one's own id."""
+    path = next((f"{folder}/{program}" for folder in ("/usr/bin", "/bin", "/usr/local/bin") if _is_file(f"{folder}/{program}")), None)
+    if path is None:
+        raise PyociError(f"/linux/{program[3:6]}Mappings: mapping more than your own id needs {program} (package uidmap)")
+    reading, writing = posix.pipe2(posix.O_CLOEXEC)
+    try:
+        child = posix.posix_spawn(
+            path,
+            [program.encode(), b"%d" % pid, *words],
+            {},
+            file_actions=[(posix.POSIX_SPAWN_DUP2, writing, 1), (posix.POSIX_SPAWN_DUP2, writing, 2)],
+        )
+    finally:
+        posix.close(writing)
+    said = posix.read(reading, 4096).decode("utf-8", "replace").strip()
+    posix.close(reading)
+    if posix.waitpid(child, 0)[1]:
+        raise PyociError(f"/linux/{program[3:6]}Mappings: {said or program + ' failed'}; see /etc/sub{program[3:6]}")
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return posix.stat(path).st_mode & 0o170000 == 0o100000
+    except OSError:
+        return False

@@ -1,0 +1,54 @@
+"""run: create and start without the pause between them."""
+
+from __future__ import annotations
+
+import posix
+
+from pyoci.container.create import Creation, draw
+from pyoci.errors import PyociError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.options import CreateOptions
+
+
+def run(options: CreateOptions) -> int:
+    """See `pyoci.container.run`."""
+    console = "console" if options.console_socket else None if options.detach else "control"
+    blueprint = draw(options, False, console)
+    if blueprint.spec.process is None:
+        raise PyociError("/process: process property must not be empty")
+    creation = Creation(options, blueprint, False)
+    session = creation.build()
+    store, state = creation.store, creation.state
+    if state.phase != "running":
+        state.phase = "running"
+        store.save(state)
+    if state.hooks.get("poststart"):
+        from pyoci.container.start import poststart
+
+        try:
+            poststart(store, state)
+        except BaseException as error:
+            creation.undo(error)
+            raise
+    # others may work on the container while we wait
+    store.unlock()
+    if options.detach:
+        store.close()
+        return 0
+    from pyoci.console import attend
+
+    pidfd = posix.pidfd_open(session.pid)
+    result = attend(session.pid, pidfd, session.descriptor if session.descriptor >= 0 else None)
+    posix.close(pidfd)
+    if not options.keep:
+        from pyoci.container.teardown import dismantle
+        from pyoci.errors import NotFound
+
+        try:
+            store.lock()
+            dismantle(store, store.load())
+        except NotFound:
+            pass  # somebody has deleted it meanwhile
+    return result

@@ -1,0 +1,123 @@
+"""start: tell the waiting init to go on, and hear from it whether the program really runs."""
+
+from __future__ import annotations
+
+from errno import ECONNREFUSED, ENOENT
+
+import _socket
+
+from pyoci.errors import PyociError, WrongState
+from pyoci.program import AT_BARRIER, FAILED, REPORT, TEXT_MAX
+from pyoci.state import SOCKET, Store, status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.state import State
+
+REFUSED = {
+    "creating": "cannot start a container that is still being created",
+    "running": "cannot start an already running container",
+    "paused": "cannot start a container in the paused state",
+    "stopped": "cannot start a container that has stopped",
+}
+
+
+def start(root: str, container_id: str) -> None:
+    """See `pyoci.container.start`."""
+    store = Store.open(root, container_id)
+    try:
+        store.lock()
+        state = store.load()
+        found = status(store, state)
+        if found != "created":
+            raise WrongState(f"container {container_id!r}: {REFUSED[found]}")
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        try:
+            # Connecting is the signal: init has been waiting in accept.
+            connection.connect(f"/proc/self/fd/{store.fd}/{SOCKET}")
+            _attend(connection, store, state)
+        except OSError as error:
+            if error.errno not in (ECONNREFUSED, ENOENT):
+                raise
+            raise WrongState(f"container {container_id!r}: {REFUSED['stopped']}") from None
+        finally:
+            connection.close()
+        poststart(store, state)
+    finally:
+        store.close()
+
+
+def _attend(connection: _socket.socket, store: Store, state: State) -> None:
+    """Serve init until it executes the program, which closes the connection."""
+    while True:
+        try:
+            message = connection.recv(REPORT.size + TEXT_MAX)
+        except ConnectionResetError:
+            message = b""
+        if not message:
+            return
+        kind, index, value, length = REPORT.unpack_from(message)
+        if kind == AT_BARRIER:
+            try:
+                start_container_hooks(state)
+            except PyociError:
+                # config.md#startcontainer-hooks: the container is stopped
+                connection.close()
+                kill(state)
+                raise
+            connection.send(b"\0")
+        elif kind == FAILED:
+            text = message[REPORT.size : REPORT.size + length].decode("utf-8", "replace").strip()
+            raise _decode(store, state, index, value, text)
+
+
+def start_container_hooks(state: State) -> None:
+    """The startContainer hooks, in the container's namespaces."""
+    from pyoci.container.perform import run_container_hooks
+    from pyoci.hooks import remembered
+    from pyoci.host import probe
+
+    run_container_hooks("startContainer", remembered(state.hooks, "startContainer"), state, probe())
+
+
+def poststart(store: Store, state: State) -> None:
+    """The poststart hooks; since 1.3 of the specification their failure stops the container (config.md#poststart)."""
+    if not state.hooks.get("poststart"):
+        return
+    from pyoci.container.perform import run_container_hooks
+    from pyoci.hooks import remembered
+
+    try:
+        run_container_hooks("poststart", remembered(state.hooks, "poststart"), state, None, "running")
+    except PyociError:
+        kill(state)
+        raise
+
+
+def kill(state: State) -> None:
+    """SIGKILL for the container's init."""
+    from _signal import pidfd_send_signal
+
+    from pyoci.state import open_init
+
+    descriptor = open_init(state)
+    if descriptor is not None:
+        try:
+            pidfd_send_signal(descriptor, 9)
+        except ProcessLookupError:
+            pass
+
+
+def _decode(store: Store, state: State, index: int, number: int, text: str) -> PyociError:
+    """The op that failed: the plan is made again from what create kept, because equal inputs give equal plans."""
+    from pyoci.container.failure import explain
+    from pyoci.container.replay import program_of
+    from pyoci.launch import Failure
+
+    try:
+        op = program_of(store, state).index[index]
+    except (IndexError, OSError, PyociError) as error:
+        from pyoci.kernel.errnos import words
+
+        return PyociError(f"the container's program could not be executed: {words(number)} (its plan is lost: {error})")
+    return explain(Failure(op, number, text))

@@ -1,0 +1,30 @@
+"""Everything that create made is taken down here, by delete, by the end of run and by a create that fails."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.state import State, Store
+
+
+def dismantle(store: Store, state: State, poststop: bool = True) -> None:
+    """Kill what still runs, remove the cgroups that create made, run the poststop hooks, forget the container.
+
+    The container's lock must be held.  Mounts go with the mount namespace, so with its last process.
+    """
+    if state.cgroup_paths:
+        from pyoci.cgroup.live import kill_all, remove
+
+        if state.cgroup_created:
+            kill_all(state.cgroup_paths)
+            remove(state.cgroup_paths, state.cgroup_created)
+    if poststop and state.hooks.get("poststop"):
+        from pyoci.hooks import remembered, run_hooks
+        from pyoci.jsontext import dumps
+        from pyoci.state import document
+
+        text = dumps(document(state, "stopped")).encode()
+        run_hooks("poststop", remembered(state.hooks, "poststop"), text, tolerate=True)
+    store.remove()
+
+

@@ -1,0 +1,146 @@
+"""The plan of a process that joins a running container: `exec`, and hooks that run in its namespaces.
+
+The container's processes are hostile peers of the one that enters: it is not dumpable before its first setns, executes
+from a sealed memfd, brings no descriptor of the host's with it but the control socket, and its only handle of the container is a pidfd
+that the runtime has checked.
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL
+
+from pyoci.kernel import flags as k
+from pyoci.plan import devices
+from pyoci.plan.container import LIFECYCLE, NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
+from pyoci.plan.ops import RUNTIME, Op, Ref, Struct, Vector
+from pyoci.plan.paths import HANDLE, close
+from pyoci.plan.process import plan_process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyoci.host import Host
+    from pyoci.spec.types import Hook, Process
+
+EXEC = "exec"
+
+
+class Target:
+    """The container to join.
+
+    pid             its first process, as the runtime sees it
+    namespaces      types of the namespaces that are not the runtime's
+    cgroup          v2 directory to be cloned into, or None
+    enter           the runtime's ops that move a process into v1 cgroups
+    denies_setgroups  its user namespace has given setgroups(2) up
+    """
+
+    __slots__ = ("cgroup", "denies_setgroups", "enter", "namespaces", "pid")
+
+    def __init__(
+        self, pid: int, namespaces: Sequence[str], cgroup: bytes | None, enter: Sequence[Op], denies_setgroups: bool
+    ) -> None:
+        self.pid = pid
+        self.namespaces = tuple(namespaces)
+        self.cgroup = cgroup
+        self.enter = tuple(enter)
+        self.denies_setgroups = denies_setgroups
+
+
+def descriptors(preserve_fds: int) -> dict[str, int]:
+    """Numbers of the launcher's descriptors; `container` is the pidfd."""
+    first = 3 + preserve_fds
+    return {"control": first, "container": first + 1, "console": first + 2}
+
+
+def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
+    """Into the container's namespaces and cgroup, as a new process.
+
+    by_root  take the root directory that its first process has now, rather than that of its mount namespace: they differ
+             before pivot_root, and in a container without a mount namespace.
+    """
+    ops: list[Op] = []
+    if target.cgroup is not None:
+        ops.append(
+            Op("openat", (k.AT_FDCWD, target.cgroup, k.O_RDONLY | k.O_DIRECTORY | k.O_CLOEXEC), origin, "cgroup")
+        )
+    if by_root:
+        root = f"/proc/{target.pid}/root".encode()
+        ops.append(Op("openat", (k.AT_FDCWD, root, HANDLE | k.O_DIRECTORY), origin, "rootfs"))
+    flags = 0
+    for type_ in target.namespaces:
+        flags |= k.NAMESPACES[type_]
+    if flags:
+        ops.append(Op("setns", (Ref("container"), flags), origin))
+    if by_root:
+        ops += [Op("fchdir", (Ref("rootfs"),), origin), Op("chroot", (b".",), origin), close("rootfs", origin)]
+    arguments = Struct("clone_args", flags=k.CLONE_PARENT)
+    if target.cgroup is not None:
+        arguments.fields["flags"] = k.CLONE_PARENT | k.CLONE_INTO_CGROUP
+        arguments.fields["cgroup"] = Ref("cgroup")
+    ops.append(Op("clone3", (arguments, 88), origin))
+    ops += target.enter
+    if "user" in target.namespaces:
+        ops += [
+            Op("setresgid", (0, 0, 0), origin, tolerate=(EINVAL,)),
+            Op("setresuid", (0, 0, 0), origin, tolerate=(EINVAL,)),
+        ]
+    ops.append(Op("setsid", (), origin))
+    return ops
+
+
+def _begin(preserve_fds: int, origin: str) -> list[Op]:
+    return [
+        *shed(preserve_fds, origin),
+        *default_signals(origin),
+        Op("prctl", (k.PR_SET_NAME, NAME, 0, 0, 0), origin),
+        Op("prctl", (k.PR_SET_DUMPABLE, 0, 0, 0, 0), origin),
+    ]
+
+
+def plan_exec(
+    process: Process, host: Host, target: Target, seccomp_flags: int | None, console: str | None, preserve_fds: int
+) -> list[Op]:
+    """Ops of `exec`: the same process preparation as create's, in the container."""
+    ops = _begin(preserve_fds, EXEC)
+    ops += enter(target, EXEC, "mount" not in target.namespaces)
+    if process.terminal:
+        receiver = console or "control"
+        ops.append(Op("openat", (k.AT_FDCWD, b"/", HANDLE | k.O_DIRECTORY), EXEC, "rootfs"))
+        ops += devices.plan_terminal(process, receiver, TERMINAL_MESSAGE if receiver == "control" else b"/dev/ptmx")
+        ops.append(close("rootfs", EXEC))
+        ops += devices.adopt_terminal()
+    user_namespace = "user" in target.namespaces
+    plan = plan_process(
+        process,
+        host,
+        granted_capabilities(host, user_namespace),
+        seccomp_flags,
+        () if process.terminal else host.stdio_pipes,
+        not target.denies_setgroups,
+    )
+    ops += plan.prepare
+    if process.oom_score_adj is not None:
+        ops.append(
+            Op(
+                "write",
+                (b"/proc/@pid/oom_score_adj", str(process.oom_score_adj).encode()),
+                "/process/oomScoreAdj",
+                performer=RUNTIME,
+            )
+        )
+    ops.append(Op("close_range", (descriptors(preserve_fds)["console"], k.UINT_MAX, 0), EXEC))
+    ops.append(Op("created", (), EXEC, performer=RUNTIME))
+    return ops + plan.begin
+
+
+def plan_hook(hook: Hook, target: Target, origin: str) -> list[Op]:
+    """Ops that run a hook in the container's namespaces; what its path means there is what it means to the container's
+    first process at this moment (config.md#posix-platform-hooks)."""
+    ops = _begin(0, origin)
+    ops += enter(target, origin, True)
+    argv = [word.encode() for word in hook.args] or [hook.path.encode()]
+    envp = [entry.encode() for entry in hook.env or ()]
+    ops.append(Op("execve", (hook.path.encode(), Vector(argv), Vector(envp)), f"{origin}/path"))
+    return ops
