@@ -5,7 +5,13 @@ The numbers are those of x86_64 and aarch64, which agree.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # typeshed describes only what `signal` makes of it
+
 from pyoci.errors import PyociError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 NUMBERS = {
     "HUP": 1,
@@ -82,3 +88,39 @@ def name(number: int) -> str:
     if number == RTMIN:
         return "SIGRTMIN"
     return f"SIGRTMIN+{number - RTMIN}" if RTMIN < number <= RTMAX else f"signal {number}"
+
+
+def send(pidfd: int, number: int) -> None:
+    """pidfd_send_signal(2): to exactly that process.  ProcessLookupError when it has ended and was waited for."""
+    _signal.pidfd_send_signal(pidfd, number)
+
+
+def catch(numbers: Iterable[int], handler: Callable[[int, object], None]) -> list[tuple[int, object]]:
+    """Let `handler(number, frame)` have these signals; returns what `restore` needs.
+
+    Signals that are ignored stay so (nohup(1)), and so do those that nobody can catch.
+    """
+    before = []
+    for number in numbers:
+        try:
+            if _signal.getsignal(number) != _signal.SIG_IGN:
+                before.append((number, _signal.signal(number, handler)))
+        except (OSError, ValueError):
+            pass
+    return before
+
+
+def restore(before: Iterable[tuple[int, object]]) -> None:
+    """Undo `catch`."""
+    for number, handler in before:
+        _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
+
+
+def default(number: int) -> None:
+    """Give a signal its default action, which a caller may have taken away."""
+    _signal.signal(number, _signal.SIG_DFL)
+
+
+def ignore(number: int) -> None:
+    """Ignore a signal."""
+    _signal.signal(number, _signal.SIG_IGN)

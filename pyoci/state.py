@@ -1,8 +1,8 @@
 """What is remembered of a container between two commands, and what the kernel says about it.
 
-A container's directory holds `state.json`, the socket `start.sock` while it waits for start, and what other modules keep
-there.  The status is never stored, it is found: a pid alone says nothing after a reboot or a wrap, so a process is its
-pid and its start time, and whether it still waits for start is asked of the socket that its execve closes.
+A container's directory holds `state.json`, the socket `start.sock` while it waits for start, and what other modules
+keep there.  The status is never stored, it is found: a pid alone says nothing after a reboot or a wrap, so a process is
+its pid and its start time, and whether it still waits for start is asked of the socket that its execve closes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,233 @@
+"""The caller's end of a container: its terminal, its signals, its exit status; and consoles given away to engines."""
+
+from __future__ import annotations
+
+import errno
+import posix
+import select
+from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+from _struct import calcsize, unpack_from
+from fcntl import ioctl
+
+from pyoci import signals
+from pyoci.errors import PyociError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+TIOCGWINSZ, TIOCSWINSZ = 0x5413, 0x5414  # asm-generic/ioctls.h
+WINDOW = 8  # sizeof(struct winsize)
+MSG_CMSG_CLOEXEC = 0x40000000
+END_OF_FILE = b"\x04"  # what a terminal in its usual mode makes an end of file of (VEOF, termios(3))
+CHUNK = 4096  # poll(2) promises room for that much in a pipe, so a write of it does not wait
+# What `attend` passes on: all but what is ours (children, the window, broken pipes) and what the processor sends.
+OURS = frozenset((signals.SIGCHLD, signals.SIGWINCH, 4, 5, 7, 8, 9, 11, 13, 19, 31, 32, 33))
+FORWARDED = tuple(n for n in range(1, 65) if n not in OURS)
+
+
+def connect_console_socket(path: str) -> int:
+    """A descriptor connected to the engine's socket at `path`, which may be longer than sun_path's 108 bytes."""
+    parent, _, name = path.rpartition("/")
+    connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        directory = posix.open(parent or "/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{directory}/{name}")
+        finally:
+            posix.close(directory)
+    except OSError as error:
+        connection.close()
+        from pyoci.kernel.errnos import words
+
+        raise PyociError(f"--console-socket: connect {path}: {words(error.errno or 0)}") from None
+    return connection.detach()
+
+
+def recv_fd(connection: int) -> int:
+    """The one descriptor that comes with the next message on the socket `connection`, close-on-exec.
+
+    PyociError when the peer closes it or sends anything else.
+    """
+    peer = socket(fileno=connection)
+    try:
+        _, ancillary, _, _ = peer.recvmsg(4096, CMSG_SPACE(calcsize("i")), MSG_CMSG_CLOEXEC)
+    finally:
+        peer.detach()
+    for level, kind, data in ancillary:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS and len(data) >= calcsize("i"):
+            descriptor: int = unpack_from("i", data)[0]
+            return descriptor
+    raise PyociError("the console did not come: its sender ended first")
+
+
+def exit_status(status: int) -> int:
+    """waitpid's word as shells say it: the exit status, or 128 plus the signal."""
+    return posix.WEXITSTATUS(status) if posix.WIFEXITED(status) else 128 + posix.WTERMSIG(status)
+
+
+def attend(pid: int, pidfd: int, master: int | None = None) -> int:
+    """Stay with our child `pid` until it ends, and return its exit status as shells say it.
+
+    Signals that reach us go to it instead.  With `master`, its pseudoterminal, the caller's terminal (or whatever is on
+    descriptors 0 and 1) is joined to that: raw mode, resizing, restored whatever happens.  Closes `master`.
+    """
+    terminal = _Terminal(master) if master is not None else None
+
+    def pass_on(number: int, frame: object) -> None:
+        try:
+            signals.send(pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    def resize(number: int, frame: object) -> None:
+        if terminal is not None:
+            terminal.resize()
+
+    before: list[tuple[int, object]] = []
+    try:
+        if terminal is not None:
+            # Before the handlers: a job in the background is to be stopped here (SIGTTOU), as any program would be.
+            terminal.enter()
+        before = signals.catch(FORWARDED, pass_on) + signals.catch((signals.SIGWINCH,), resize)
+        if terminal is not None:
+            terminal.resize()
+            terminal.copy_until(pidfd)
+        else:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll()
+        return exit_status(posix.waitpid(pid, 0)[1])
+    finally:
+        if terminal is not None:
+            terminal.leave()
+        signals.restore(before)
+
+
+class _Terminal:
+    """The caller's terminal on one side, a container's on the other."""
+
+    def __init__(self, master: int) -> None:
+        self.master = master
+        self.saved: list[Any] | None = None
+        self.window = next((fd for fd in (0, 1, 2) if posix.isatty(fd)), -1)
+
+    def enter(self) -> None:
+        """Raw mode: every key is the container's (cfmakeraw of termios(3))."""
+        if not posix.isatty(0):
+            return
+        import termios as t
+
+        self.saved = t.tcgetattr(0)
+        raw = t.tcgetattr(0)
+        raw[0] &= ~(t.IGNBRK | t.BRKINT | t.PARMRK | t.ISTRIP | t.INLCR | t.IGNCR | t.ICRNL | t.IXON)
+        raw[1] &= ~t.OPOST
+        raw[2] = raw[2] & ~(t.CSIZE | t.PARENB) | t.CS8
+        raw[3] &= ~(t.ECHO | t.ECHONL | t.ICANON | t.ISIG | t.IEXTEN)
+        raw[6][t.VMIN], raw[6][t.VTIME] = 1, 0
+        t.tcsetattr(0, t.TCSANOW, raw)
+
+    def leave(self) -> None:
+        """Give the terminal back as it was."""
+        posix.close(self.master)
+        if self.saved is not None:
+            import termios
+
+            before = signals.catch((22,), lambda number, frame: None)
+            signals.ignore(22)  # SIGTTOU: restoring must work from the background as well
+            try:
+                termios.tcsetattr(0, termios.TCSADRAIN, self.saved)
+            except termios.error:
+                pass  # the terminal is gone
+            finally:
+                signals.restore(before)
+
+    def resize(self) -> None:
+        """Give the container's terminal the size of ours."""
+        if self.window < 0:
+            return
+        try:
+            ioctl(self.master, TIOCSWINSZ, ioctl(self.window, TIOCGWINSZ, bytes(WINDOW)))
+        except OSError:
+            pass  # one of them has gone away
+
+    def copy_until(self, pidfd: int) -> None:
+        """Copy both ways until the process ends, then the rest of its output."""
+        posix.set_blocking(self.master, False)
+        typed = b""  # towards the container
+        shown = b""  # towards the caller
+        reading = True  # the caller's input has not ended
+        hung_up = False
+        while True:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if reading and len(typed) < CHUNK:
+                poll.register(0, select.POLLIN)
+            if shown:
+                poll.register(1, select.POLLOUT)
+            interest = (0 if shown else select.POLLIN) | (select.POLLOUT if typed else 0)
+            if not hung_up and interest:
+                poll.register(self.master, interest)
+            ready = dict(poll.poll())
+            if 0 in ready:
+                piece = self._input()
+                reading = bool(piece)
+                typed += piece or END_OF_FILE
+            events = ready.get(self.master, 0)
+            if events & select.POLLOUT and typed:
+                typed = typed[self._write(typed) :]
+            if events & (select.POLLIN | select.POLLHUP | select.POLLERR) and not shown:
+                output = self._output()
+                hung_up = output is None
+                shown = output or b""
+            if ready.get(1, 0):
+                shown = self._show(shown)
+            if pidfd in ready:
+                break
+        while shown or (shown := self._output() or b""):
+            shown = self._show(shown)
+
+    @staticmethod
+    def _input() -> bytes:
+        try:
+            return posix.read(0, CHUNK)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            if error.errno == errno.EIO:  # our terminal hung up
+                return b""
+            raise
+
+    def _output(self) -> bytes | None:
+        """What the container wrote: b"" for nothing yet, None when nobody has its terminal open any more."""
+        try:
+            return posix.read(self.master, CHUNK)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return None
+            raise
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return posix.write(self.master, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return len(data)
+            raise
+
+    @staticmethod
+    def _show(data: bytes) -> bytes:
+        """Write to the caller and return what is left; a caller that stopped reading loses it."""
+        try:
+            return data[posix.write(1, data[:CHUNK]) :]
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(1, select.POLLOUT)
+            poll.poll()
+            return data
+        except OSError:
+            return b""
