@@ -30,6 +30,7 @@ MAGIC = 0x696F7970
 HEADER = Packer("<IIii")
 # struct op: nr, skip_ok, skip_err, load mask, flags, tolerated errnos, args, result address
 OP = Packer("<iHHBB6B6QQ")
+PACK = OP.pack
 OP_FIELDS = (
     ("int", "nr", ""),
     ("unsigned short", "skip_ok", ""),
@@ -42,7 +43,10 @@ OP_FIELDS = (
 )
 # pseudo-calls: negative where a system call has its number
 BARRIER, EXPECT, MOVE, FORK = -1, -2, -3, -4
-PSEUDO = {"barrier": BARRIER, "expect": EXPECT}
+PSEUDO = {"expect": EXPECT}
+FSLOG = ("fsconfig", "fsmount")  # calls whose context keeps the kernel's words
+WORD = 0xFFFFFFFFFFFFFFFF
+NO_ERRNOS = (0, 0, 0, 0, 0, 0)
 FLAG_FSLOG = 1  # on failure, the kernel's words can be read from the descriptor in args[0]
 REPORT = Packer("<IIiI")  # kind, op, value, length of the text that follows
 FAILED, AT_BARRIER, FORKED = 1, 2, 3
@@ -72,7 +76,7 @@ class _Assembler:
         self.assets = assets
         self.fds = fds
         self.index: list[Op] = []
-        self.rows: list[list[object]] = []
+        self.code = bytearray()  # the ops, packed
         self.barriers: dict[int, list[Op]] = {}
         self.registers: dict[str, int] = {}
         self.data = bytearray()
@@ -128,7 +132,7 @@ class _Assembler:
         """The 64-bit word for `value`, and whether it is the address of a register to load."""
         kind = type(value)
         if kind is int:
-            return value & 0xFFFFFFFFFFFFFFFF, False  # type: ignore[operator]
+            return value & WORD, False  # type: ignore[operator]
         if kind is bytes:
             return self.string(value), False  # type: ignore[arg-type]
         if kind is Ref:
@@ -158,45 +162,66 @@ class _Assembler:
 
     # ops ------------------------------------------------------------------------------------------------------------
 
-    def emit(
-        self, op: Op, number: int, args: Sequence[int], load: int = 0, flags: int = 0, result: int = 0
-    ) -> list[object]:
-        row: list[object] = [number, 0, 0, load, flags, op.tolerate, args, result]
-        self.rows.append(row)
+    def emit(self, op: Op, number: int, words: Sequence[int]) -> None:
+        """An op that always succeeds: a MOVE or a barrier."""
+        padded = (*words, 0, 0, 0, 0, 0, 0)[:6]
+        self.code += PACK(number, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, *padded, 0)
         self.index.append(op)
-        return row
 
     def init_op(self, op: Op) -> None:
         words: list[int] = []
         load = 0
-        for position, value in enumerate(op.args):
+        for value in op.args:
+            # the kinds of most arguments, spelled out: this loop is most of the assembler's time
+            kind = type(value)
+            if kind is int:
+                words.append(value & WORD)  # type: ignore[operator]
+                continue
+            if kind is bytes:
+                words.append(self.strings.get(value) or self.string(value))  # type: ignore[call-overload, arg-type]
+                continue
             word, register = self.argument(value, op)
             if register:
-                load |= 1 << position
+                load |= 1 << len(words)
             words.append(word)
         call = op.call
         number = PSEUDO.get(call)
+        flags = 0
         if number is None:
-            number = FORK if call == "clone3" else self.numbers[call]
+            number = self.numbers[call]
             if call == "openat":
                 words[2] = open_flags(self.arch, words[2])
-        flags = FLAG_FSLOG if call in ("fsconfig", "fsmount") else 0
+            elif call == "clone3":
+                number = FORK
+            elif call in FSLOG:
+                flags = FLAG_FSLOG
         result = 0
         if op.result is not None:
             slot = self.registers.get(op.result)
             if slot is None:
                 slot = self.registers[op.result] = self.place(bytes(8))
             result = slot
-        if len(op.tolerate) > ERRNOS_MAX:
-            raise ValueError(f"{op!r} tolerates too many errnos")
-        row = self.emit(op, number, words, load, flags, result)
-        here = len(self.rows)
-        if op.otherwise:
-            self.sequence(op.otherwise)
-            row[1] = self.skip(len(self.rows) - here)
-        elif op.then:
-            self.sequence(op.then)
-            row[2] = self.skip(len(self.rows) - here)
+        tolerate = op.tolerate
+        here = len(self.code)
+        if tolerate:
+            if len(tolerate) > ERRNOS_MAX:
+                raise ValueError(f"{op!r} tolerates too many errnos")
+            tolerate = (*tolerate, 0, 0, 0, 0, 0, 0)[:6]
+        else:
+            tolerate = NO_ERRNOS
+        while len(words) < 6:  # noqa: PLR2004 - a system call's arguments
+            words.append(0)
+        self.code += PACK(number, 0, 0, load, flags, *tolerate, *words, result)
+        self.index.append(op)
+        if op.otherwise or op.then:
+            if op.otherwise and op.then:
+                raise ValueError(f"{op!r} has a block for success and one for failure: without jumps only one can be skipped")
+            body = len(self.index)
+            self.sequence(op.otherwise or op.then)
+            distance = self.skip(len(self.index) - body)
+            # skip_ok or skip_err: see OP_FIELDS
+            field = here + (4 if op.otherwise else 6)
+            self.code[field : field + 2] = distance.to_bytes(2, "little")
 
     @staticmethod
     def skip(distance: int) -> int:
@@ -213,7 +238,7 @@ class _Assembler:
                 self.init_op(op)
             elif due is None:
                 due = [op]
-                self.barriers[len(self.rows)] = due
+                self.barriers[len(self.index)] = due
                 self.emit(op, BARRIER, ())
             else:
                 due.append(op)
@@ -243,32 +268,21 @@ def assemble(
     `assets` what `Asset` arguments stand for.  Raises KeyError for a name that nothing gives: a mistake in a plan.
     """
     assembler = _Assembler(arch, numbers, assets, fds)
-    # The data is addressed after the ops, whose number is not known before they are emitted: lay the data out at a fixed distance.
+    # header, data, ops: the data's addresses must be known before it is known how many ops there are
     assembler.base = ADDRESS + DATA
     assembler.sequence(ops)
-    rows = assembler.rows
     data = assembler.data
-    head = HEADER.size + len(data)
-    # ops follow the data: header | registers and data | ops
-    head += -head % 8
-    size = head + len(rows) * OP.size
-    program = bytearray(size)
-    HEADER.pack_into(program, 0, MAGIC, len(rows), fds["control"], head)
-    program[DATA : DATA + len(data)] = data
-    position = head
-    pack = OP.pack_into
-    for number, skip_ok, skip_err, load, flags, tolerate, args, result in rows:
-        errnos = (*tolerate, 0, 0, 0, 0, 0, 0)[:6]  # type: ignore[misc]
-        words = (*args, 0, 0, 0, 0, 0, 0)[:6]  # type: ignore[misc]
-        pack(program, position, number, skip_ok, skip_err, load, flags, *errnos, *words, result)
-        position += OP.size
-    return Program(_image(template, program), assembler.index, assembler.barriers)
+    data.extend(bytes(-len(data) % 8))
+    first = DATA + len(data)
+    header = HEADER.pack(MAGIC, len(assembler.index), fds["control"], first)
+    image = _image(template, header + data + assembler.code)
+    return Program(image, assembler.index, assembler.barriers)
 
 
 DATA = HEADER.size
 
 
-def _image(template: bytes, program: bytearray) -> bytes:
+def _image(template: bytes, program: bytes) -> bytes:
     """`template` with its second program header pointed at `program` (ELF64, little-endian)."""
     if len(template) > TEXT:
         raise ValueError("init is larger than its page")
