@@ -2,8 +2,8 @@
 
 `json` imports `re`, which costs more than the rest of a start-up together; its scanner and its encoder are in the C
 module `_json`, and this module is what they need around them.  It is stricter than `json.loads`: input is UTF-8 without
-a byte order mark, and duplicate names, NaN, Infinity and numbers beyond a double are errors (the specification's glossary
-and RFC 8259 both forbid them).
+a byte order mark, and duplicate names, NaN, Infinity and numbers beyond a double are errors (the specification's
+glossary and RFC 8259 forbid them).
 
 An integer of any length is read, without quadratic work: one of thousands of digits, which no property can hold, is
 given as a number that no range check lets pass.
@@ -11,12 +11,13 @@ given as a number that no range check lets pass.
 
 from __future__ import annotations
 
-from _json import encode_basestring_ascii as quote
-from _json import make_encoder, make_scanner
+from _json import encode_basestring_ascii, make_encoder, make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+quote = encode_basestring_ascii  # a string as JSON text in ASCII
 
 WHITESPACE = " \t\n\r"
 # Beyond every integer type of the specification, and still printed in full.

@@ -29,12 +29,17 @@ _KINDS = {dict: "an object", list: "an array", str: "a string", int: "a number",
 
 
 class Report:
-    """The problems found so far.  `careful` when the text holds escapes that can spell what no C string can hold."""
+    """The problems found so far.
 
-    __slots__ = ("careful", "problems")
+    careful  the text holds escapes, and so can spell what no C string holds: look at every string.
+    doubted  pointers of what could not be read; see `unreliable`.
+    """
 
-    def __init__(self, careful: bool = True) -> None:
+    __slots__ = ("careful", "doubted", "problems")
+
+    def __init__(self, careful: bool = True, doubted: tuple[str, ...] = ()) -> None:
         self.careful = careful
+        self.doubted = doubted
         self.problems: list[Problem] = []
 
     def add(self, pointer: str, message: str, clause: str = "") -> None:
@@ -45,12 +50,11 @@ class Report:
         for problem in self.problems[since:]:
             problem.clause = problem.clause or clause
 
-    def touches(self, pointer: str) -> bool:
-        """Whether something at, below or around `pointer` is reported already: then nothing follows from its value."""
-        below = pointer + "/"
+    def unreliable(self, pointer: str) -> bool:
+        """Whether something at, below or around `pointer` could not be read: then nothing follows from its value."""
         return any(
-            known.pointer == pointer or known.pointer.startswith(below) or pointer.startswith(known.pointer + "/")
-            for known in self.problems
+            known == pointer or known.startswith(pointer + "/") or pointer.startswith(known + "/")
+            for known in self.doubted
         )
 
 
@@ -209,7 +213,7 @@ class Shape:
                 field = self._fold(name, value)
                 if field is None:
                     continue
-            kept = field[1](item, f"{where}/{escape(name)}", report)
+            kept = field[1](item, f"{where}/{name}", report)  # no name of the specification needs escaping
             if kept is not WRONG and made is not None:
                 setattr(made, field[0], kept)
         for name in self.required:

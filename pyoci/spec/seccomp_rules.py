@@ -1,0 +1,73 @@
+"""The checks of /linux/seccomp, imported where there is one."""
+
+from __future__ import annotations
+
+from pyoci.spec.read import Report, one_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.spec.types import Seccomp
+
+ACTIONS = (
+    "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_TRAP", "SCMP_ACT_ERRNO",
+    "SCMP_ACT_TRACE", "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY",
+)  # fmt: skip
+
+# The largest number that an action can return: errno values end at MAX_ERRNO, a tracer gets SECCOMP_RET_DATA.
+RETURNING = {"SCMP_ACT_ERRNO": 4095, "SCMP_ACT_TRACE": 0xFFFF}
+
+ARCHITECTURES = (
+    "SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM", "SCMP_ARCH_AARCH64", "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64", "SCMP_ARCH_MIPS64N32", "SCMP_ARCH_MIPSEL", "SCMP_ARCH_MIPSEL64", "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PPC", "SCMP_ARCH_PPC64", "SCMP_ARCH_PPC64LE", "SCMP_ARCH_S390", "SCMP_ARCH_S390X", "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64", "SCMP_ARCH_RISCV64", "SCMP_ARCH_LOONGARCH64", "SCMP_ARCH_M68K", "SCMP_ARCH_SH",
+    "SCMP_ARCH_SHEB",
+)  # fmt: skip
+
+FLAGS = (
+    "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+)  # fmt: skip
+
+OPERATORS = (
+    "SCMP_CMP_NE", "SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_MASKED_EQ",
+)  # fmt: skip
+
+WHERE = "/linux/seccomp"
+
+
+def _action(action: str, errno_ret: int | None, where: str, names: tuple[str, str], report: Report) -> None:
+    """An action of the list; a number to return only where it returns one."""
+    if action not in ACTIONS:
+        report.add(f"{where}/{names[0]}", one_of(action, ACTIONS))
+    elif errno_ret is not None:
+        most = RETURNING.get(action)
+        if most is None:
+            report.add(f"{where}/{names[1]}", f"must be absent: {action} returns no errno")
+        elif errno_ret > most:
+            report.add(f"{where}/{names[1]}", f"must be an integer from 0 to {most} with {action}, not {errno_ret}")
+
+
+def check(seccomp: Seccomp, report: Report) -> None:
+    """config-linux.md#seccomp: known names; errnoRet, listenerMetadata only with what they belong to."""
+    _action(seccomp.default_action, seccomp.default_errno_ret, WHERE, ("defaultAction", "defaultErrnoRet"), report)
+    for index, name in enumerate(seccomp.architectures):
+        if name not in ARCHITECTURES:
+            report.add(f"{WHERE}/architectures/{index}", one_of(name, ARCHITECTURES))
+    for index, name in enumerate(seccomp.flags):
+        if name not in FLAGS:
+            report.add(f"{WHERE}/flags/{index}", one_of(name, FLAGS))
+    if seccomp.listener_metadata and not seccomp.listener_path:
+        report.add(f"{WHERE}/listenerMetadata", "must be absent without listenerPath")
+    for number, rule in enumerate(seccomp.syscalls):
+        where = f"{WHERE}/syscalls/{number}"
+        _action(rule.action, rule.errno_ret, where, ("action", "errnoRet"), report)
+        if not rule.names:
+            report.add(f"{where}/names", "must have at least one name")
+        elif "" in rule.names:
+            report.add(f"{where}/names/{rule.names.index('')}", "must not be empty")
+        for index, argument in enumerate(rule.args):
+            if argument.index > 5:
+                report.add(f"{where}/args/{index}/index", f"must be an integer from 0 to 5, not {argument.index}")
+            if argument.op not in OPERATORS:
+                report.add(f"{where}/args/{index}/op", one_of(argument.op, OPERATORS))

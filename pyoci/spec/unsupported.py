@@ -1,0 +1,80 @@
+"""What the specification has and this version does not do: refused, never ignored (config.md#valid-values).
+
+A later version deletes rows.
+"""
+
+from __future__ import annotations
+
+from pyoci.spec.read import Report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.spec.types import Process, Spec
+
+# (property below /process, attribute of Process)
+PROCESS = (
+    ("apparmorProfile", "apparmor_profile"),
+    ("execCPUAffinity", "exec_cpu_affinity"),
+    ("ioPriority", "io_priority"),
+    ("scheduler", "scheduler"),
+    ("selinuxLabel", "selinux_label"),
+)
+
+# (property below /linux, attribute of Linux)
+LINUX = (
+    ("intelRdt", "intel_rdt"),
+    ("memoryPolicy", "memory_policy"),
+    ("mountLabel", "mount_label"),
+    ("netDevices", "net_devices"),
+    ("personality", "personality"),
+)
+
+# (property below /linux/resources, attribute of Resources)
+RESOURCES = (
+    ("network", "network"),
+    ("rdma", "rdma"),
+)
+
+# (property below /mounts/N, attribute of Mount)
+MOUNT = (
+    ("uidMappings", "uid_mappings"),
+    ("gidMappings", "gid_mappings"),
+)
+
+MOUNT_OPTIONS = ("idmap", "ridmap", "tmpcopyup")
+
+SECCOMP_ACTIONS = ("SCMP_ACT_NOTIFY",)
+
+MESSAGE = "is not supported by this version of pyoci"
+
+
+def _rows(value: object, where: str, rows: tuple[tuple[str, str], ...], report: Report) -> None:
+    for name, attribute in rows:
+        held = getattr(value, attribute)
+        # An empty text, list or map asks for nothing; an empty intelRdt asks for a group of its own.
+        if held or (held is not None and name == "intelRdt"):
+            report.add(f"{where}/{name}", f"{name} {MESSAGE}")
+
+
+def unsupported_process(process: Process, where: str, report: Report) -> None:
+    """config.md#valid-values: an unsupported value MUST be an error."""
+    _rows(process, where, PROCESS, report)
+
+
+def unsupported(spec: Spec, report: Report) -> None:
+    """config.md#valid-values: an unsupported value MUST be an error."""
+    _rows(spec.linux, "/linux", LINUX, report)
+    if spec.linux.resources is not None:
+        _rows(spec.linux.resources, "/linux/resources", RESOURCES, report)
+    for index, mount in enumerate(spec.mounts):
+        _rows(mount, f"/mounts/{index}", MOUNT, report)
+        for number, option in enumerate(mount.options):
+            if option in MOUNT_OPTIONS:
+                report.add(f"/mounts/{index}/options/{number}", f"{option} {MESSAGE}")
+    seccomp = spec.linux.seccomp
+    if seccomp is not None:
+        if seccomp.default_action in SECCOMP_ACTIONS:
+            report.add("/linux/seccomp/defaultAction", f"{seccomp.default_action} {MESSAGE}")
+        for index, rule in enumerate(seccomp.syscalls):
+            if rule.action in SECCOMP_ACTIONS:
+                report.add(f"/linux/seccomp/syscalls/{index}/action", f"{rule.action} {MESSAGE}")
