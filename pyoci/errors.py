@@ -2,7 +2,8 @@
 
     PyociError                 one line: what was asked, what was tried, what refused, what to do
     +-- UsageError             the command line cannot be read
-    +-- ConfigError            config.json (or process.json, state) is wrong: carries every problem found, with JSON pointers
+    +-- ConfigError            config.json (or process.json, state) is wrong: carries every problem found, with JSON
+    pointers
     +-- NotFound               no container with this id
     +-- Exists                 the id is taken
     +-- WrongState             the operation does not fit the container's status

@@ -1,7 +1,7 @@
 """What planning needs to know of the machine, as one value: `probe()` is the only reader of it for that purpose.
 
-A `Host` can be written to JSON and read back (`pyoci plan --host FILE`), so that a plan can be made, and tested, without the machine
-that it is for and without privileges.
+A `Host` can be written to JSON and read back (`pyoci plan --host FILE`), so that a plan can be made, and tested,
+without the machine that it is for and without privileges.
 """
 
 from __future__ import annotations

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import posix
-from errno import EINTR
-
 import _socket
 import fcntl
+import posix
+from errno import EINTR
 
 from pyoci.errors import PyociError
 from pyoci.kernel.errnos import words
@@ -92,7 +91,8 @@ class Session:
         given: Mapping[str, int],
         stdio: tuple[int, int, int] = (0, 1, 2),
     ) -> None:
-        """Start init; `fds` are its numbers for its descriptors by name, `given` our descriptors for some of those names."""
+        """Start init; `fds` are its numbers for its descriptors by name, `given` our descriptors for some of those
+        names."""
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self.control = ours
         high: list[int] = []
@@ -124,7 +124,8 @@ class Session:
                 posix.close(fd)
 
     def play(self) -> None:
-        """Serve reports until init executes the user's program (end of file).  Raises Failure, Died, or what `perform` raises."""
+        """Serve reports until init executes the user's program (end of file).  Raises Failure, Died, or what
+        `perform` raises."""
         control = self.control
         assert control is not None
         last = -1
@@ -229,5 +230,3 @@ def run_ops(ops: Sequence[Op], do: Callable[[Op], None]) -> None:
             run_ops(op.otherwise, do)
         else:
             run_ops(op.then, do)
-
-

@@ -1,11 +1,12 @@
 """From a plan to bytes: one ELF image that holds init and the ops that it replays.
 
-Layout of the image: the template (init's ELF file, padded to `TEXT`), then the program: a header, the ops, the registers, the data.  The kernel
-maps it all at exec: the template's second program header is pointed at the program, so that argv arrays, `clone_args` and
+Layout of the image: the template (init's ELF file, padded to `TEXT`), then the program: a header, the ops, the
+registers, the data.  The kernel maps it all at exec: the template's second program header is pointed at the program,
+so that argv arrays, `clone_args` and
 messages hold real addresses and init links nothing.  Equal inputs give equal bytes.
 
-The layout of an op is stated once, here; `init/program.h` is generated from it (`python -m pyoci.program`), and a test holds
-the two to each other.
+The layout of an op is stated once, here; `init/program.h` is generated from it (`python -m pyoci.program`), and a
+test holds the two to each other.
 """
 
 from __future__ import annotations
@@ -215,7 +216,9 @@ class _Assembler:
         self.index.append(op)
         if op.otherwise or op.then:
             if op.otherwise and op.then:
-                raise ValueError(f"{op!r} has a block for success and one for failure: without jumps only one can be skipped")
+                raise ValueError(
+                    f"{op!r} has a block for success and one for failure: without jumps only one can be skipped"
+                )
             body = len(self.index)
             self.sequence(op.otherwise or op.then)
             distance = self.skip(len(self.index) - body)
@@ -264,7 +267,8 @@ def assemble(
 ) -> Program:
     """Lay `ops` out behind init's ELF `template`.
 
-    `numbers` are `arch`'s system calls by name; `fds` the descriptors that the launcher hands over, by name (`control` is one);
+    `numbers` are `arch`'s system calls by name; `fds` the descriptors that the launcher hands over, by name
+    (`control` is one);
     `assets` what `Asset` arguments stand for.  Raises KeyError for a name that nothing gives: a mistake in a plan.
     """
     assembler = _Assembler(arch, numbers, assets, fds)

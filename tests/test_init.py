@@ -1,4 +1,5 @@
-"""init itself: small programs, assembled for each architecture and executed; another architecture's under user-mode emulation."""
+"""init itself: small programs, assembled for each architecture and executed; another architecture's under user-mode
+emulation."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ SOURCE = Path(__file__).parent.parent / "pyoci" / "init"
 LINK = (
     "-O2 -ffreestanding -nostdlib -static -fno-stack-protector -fno-pic -no-pie -fno-asynchronous-unwind-tables"
     " -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,norelro -Wall -Wextra -Werror -s"
-).split()
+).split(" ")
 ARCHES = {
     "x86_64": ("gcc", "qemu-x86_64-static"),
     "aarch64": ("aarch64-linux-gnu-gcc", "qemu-aarch64-static"),
@@ -109,7 +110,9 @@ def test_failure_is_reported_and_ends_it(machine: Machine) -> None:
 
 def test_guards(machine: Machine) -> None:
     """`otherwise` runs only after a tolerated failure, `then` only after success, and they nest."""
-    missing = Op("openat", (k.AT_FDCWD, b"/nonexistent", k.O_RDONLY), "t", tolerate=(ENOENT,), otherwise=[say(50, b"missing ")])
+    missing = Op(
+        "openat", (k.AT_FDCWD, b"/nonexistent", k.O_RDONLY), "t", tolerate=(ENOENT,), otherwise=[say(50, b"missing ")]
+    )
     there = Op("openat", (k.AT_FDCWD, b"/", k.O_RDONLY), "t", tolerate=(ENOENT,), otherwise=[say(50, b"no ")])
     skipped = Op("openat", (k.AT_FDCWD, b"/nonexistent", k.O_RDONLY), "t", tolerate=(ENOENT,), then=[say(50, b"no ")])
     inner = Op("close", (98,), "t", tolerate=(EBADF,), otherwise=[say(50, b"inner ")])
@@ -225,4 +228,11 @@ def test_equal_plans_are_equal_bytes(machine: Machine) -> None:
 
 def test_a_name_that_nothing_gives_is_a_mistake(machine: Machine) -> None:
     with pytest.raises(KeyError, match="@nobody is used before any op gives it"):
-        assemble([Op("close", (Ref("nobody"),), "t")], machine.template, machine.arch, numbers(machine.arch), {"control": 3}, {})
+        assemble(
+            [Op("close", (Ref("nobody"),), "t")],
+            machine.template,
+            machine.arch,
+            numbers(machine.arch),
+            {"control": 3},
+            {},
+        )

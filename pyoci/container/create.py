@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import posix
-
 import _socket
+import posix
 
 from pyoci import VERSION
 from pyoci.container.perform import Performer
@@ -58,7 +57,9 @@ def read_config(bundle: str) -> bytes:
     try:
         fd = posix.open(f"{bundle}/{CONFIG}", posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
-        raise PyociError(f"JSON specification file {CONFIG} not found: {bundle}/{CONFIG}: no such file or directory") from None
+        raise PyociError(
+            f"JSON specification file {CONFIG} not found: {bundle}/{CONFIG}: no such file or directory"
+        ) from None
     except OSError as error:
         raise PyociError(f"{bundle}/{CONFIG}: {error.strerror}") from None
     try:
@@ -124,7 +125,9 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
     if missing:
         from pyoci import log
 
-        log.warning(f"/process/capabilities: left out, because they are unknown or not ours to give: {', '.join(missing)}")
+        log.warning(
+            f"/process/capabilities: left out, because they are unknown or not ours to give: {', '.join(missing)}"
+        )
 
 
 class Creation:
@@ -163,7 +166,8 @@ class Creation:
         self.session: Session | None = None
 
     def build(self) -> Session:
-        """Perform the plan up to "created" (with a listener) or to the user's program; undoes everything when it fails."""
+        """Perform the plan up to "created" (with a listener) or to the user's program; undoes everything when it
+        fails."""
         try:
             return self._build()
         except BaseException as error:

@@ -1,4 +1,5 @@
-"""Reports of failed ops and dead processes, as the errors that users and engines read.  Loaded only when something failed."""
+"""Reports of failed ops and dead processes, as the errors that users and engines read.  Loaded only when something
+failed."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def died(message: str, cgroup_paths: dict[str, str], kills_before: int = 0) -> P
         kills = 0
     if kills > kills_before:
         return PyociError(
-            f"/linux/resources/memory/limit: {message}: the kernel killed it because the container's memory limit is too"
-            " low to start in; raise the limit"
+            f"/linux/resources/memory/limit: {message}: the kernel killed it because the container's memory limit is"
+            " too low to start in; raise the limit"
         )
     return PyociError(f"{message}: it was killed from outside")

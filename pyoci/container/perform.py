@@ -11,10 +11,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyoci.hooks import AnyHook
     from pyoci.host import Host
     from pyoci.launch import Session
     from pyoci.plan.ops import Op
-    from pyoci.spec.types import Hook, Hooks
+    from pyoci.spec.types import Hooks
     from pyoci.state import State, Store
 
 # attribute of spec.types.Hooks for each kind that create runs
@@ -30,7 +31,9 @@ class Performer:
 
     __slots__ = ("after_created", "hooks", "host", "pid_file", "ran_hooks", "state", "store")
 
-    def __init__(self, store: Store, state: State, host: Host, hooks: Hooks, pid_file: str, after_created: bool) -> None:
+    def __init__(
+        self, store: Store, state: State, host: Host, hooks: Hooks, pid_file: str, after_created: bool
+    ) -> None:
         self.store = store
         self.state = state
         self.host = host
@@ -82,7 +85,7 @@ class Performer:
         """The hooks of `kind`, in the namespaces that the specification says."""
         self.know(session.pid)
         if kind == "startContainer":
-            entries: Sequence[Hook] = self.hooks.start_container
+            entries: Sequence[AnyHook] = self.hooks.start_container
         else:
             # killed from here on, delete --force must find the process
             self.store.save(self.state)
@@ -91,7 +94,9 @@ class Performer:
         run_container_hooks(kind, entries, self.state, self.host if kind in IN_CONTAINER else None)
 
 
-def run_container_hooks(kind: str, entries: Sequence[Hook], state: State, host: Host | None, status: str = "created") -> None:
+def run_container_hooks(
+    kind: str, entries: Sequence[AnyHook], state: State, host: Host | None, status: str = "created"
+) -> None:
     """Run hooks with the state on stdin; with `host`, in the container's namespaces, else in ours."""
     from pyoci.hooks import run_hooks, spawn
     from pyoci.jsontext import dumps
@@ -131,9 +136,14 @@ def write_pid_file(path: str, pid: int) -> None:
 
 def map_ids(program: str, pid: int, words: list[bytes]) -> None:
     """newuidmap(1) or newgidmap(1): the set-user-ID programs that may write more than one's own id."""
-    path = next((f"{folder}/{program}" for folder in ("/usr/bin", "/bin", "/usr/local/bin") if _is_file(f"{folder}/{program}")), None)
+    path = next(
+        (f"{folder}/{program}" for folder in ("/usr/bin", "/bin", "/usr/local/bin") if _is_file(f"{folder}/{program}")),
+        None,
+    )
     if path is None:
-        raise PyociError(f"/linux/{program[3:6]}Mappings: mapping more than your own id needs {program} (package uidmap)")
+        raise PyociError(
+            f"/linux/{program[3:6]}Mappings: mapping more than your own id needs {program} (package uidmap)"
+        )
     reading, writing = posix.pipe2(posix.O_CLOEXEC)
     try:
         child = posix.posix_spawn(

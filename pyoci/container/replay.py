@@ -1,6 +1,7 @@
 """What create's plan was made from, kept so that a later command can say which op failed.
 
-A plan is a function of its inputs: they are kept, not the plan, and it is only made again when there is an error to explain.
+A plan is a function of its inputs: they are kept, not the plan, and it is only made again when there is an error to
+explain.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from errno import ECONNREFUSED, ENOENT
-
 import _socket
+from errno import ECONNREFUSED, ENOENT
 
 from pyoci.errors import PyociError, WrongState
 from pyoci.program import AT_BARRIER, FAILED, REPORT, TEXT_MAX

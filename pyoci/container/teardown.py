@@ -26,5 +26,3 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
         text = dumps(document(state, "stopped")).encode()
         run_hooks("poststop", remembered(state.hooks, "poststop"), text, tolerate=True)
     store.remove()
-
-

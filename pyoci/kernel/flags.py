@@ -1,6 +1,7 @@
 """Constants of the kernel's user interface that plans and the runtime use, under the kernel's own names.
 
-The values are those of x86_64.  They are the same on aarch64 but for four open flags, which `open_flags` translates when a program is
+The values are those of x86_64.  They are the same on aarch64 but for four open flags, which `open_flags` translates
+when a program is
 assembled.  tests/test_uapi.py compiles each against the kernel's headers for both architectures.
 """
 

@@ -1,6 +1,7 @@
 """Layouts of the structures that ops pass by address: name -> (size, {field: (offset, width)}), in bytes.
 
-They are the same on x86_64 and aarch64 (both little-endian, LP64); tests/test_uapi.py compiles them against the kernel's headers.
+They are the same on x86_64 and aarch64 (both little-endian, LP64); tests/test_uapi.py compiles them against the
+kernel's headers.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {
     "winsize": (8, {"ws_row": (0, 2), "ws_col": (2, 2)}),
     # ifr_name holds up to 8 characters here: enough for "lo"
     "ifreq": (40, {"ifr_name": (0, 8), "ifr_flags": (16, 2)}),
-    # union bpf_attr: the kernel may write at any of its offsets, so the whole of it is given, whatever the command needs
+    # union bpf_attr: the kernel may write at any of its offsets, so the whole of it is given, whatever the command
+    # needs
     "bpf_prog_load": (
         144,
         {"prog_type": (0, 4), "insn_cnt": (4, 4), "insns": (8, 8), "license": (16, 8)},

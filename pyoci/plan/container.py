@@ -1,12 +1,12 @@
 """The whole plan of `create` and `run`: the order of everything, stated once.
 
-    runtime     cgroups are made, limits written
-    init, in the runtime's namespaces      sources opened, namespaces joined, clone3
-    init, in the container's      ids mapped and cgroup entered by the runtime; root, mounts, devices, terminal
-    runtime     prestart, createRuntime and createContainer hooks
-    init        masks, pivot_root, names, sysctl, privileges dropped
-    runtime     the container is recorded as created
-    init        waits for start; startContainer hooks by the runtime; seccomp; execve
+runtime     cgroups are made, limits written
+init, in the runtime's namespaces      sources opened, namespaces joined, clone3
+init, in the container's      ids mapped and cgroup entered by the runtime; root, mounts, devices, terminal
+runtime     prestart, createRuntime and createContainer hooks
+init        masks, pivot_root, names, sysctl, privileges dropped
+runtime     the container is recorded as created
+init        waits for start; startContainer hooks by the runtime; seccomp; execve
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class ContainerPlan:
 
 
 def descriptors(preserve_fds: int) -> dict[str, int]:
-    """Numbers of the launcher's descriptors in init: behind the preserved ones, so that one close_range ends all others."""
+    """Numbers of the launcher's descriptors in init: behind the preserved ones, so that one close_range ends all
+    others."""
     first = 3 + preserve_fds
     return {"control": first + CONTROL, "listen": first + LISTEN, "console": first + CONSOLE}
 
@@ -216,7 +217,8 @@ def _setattr_root(propagation: int, origin: str) -> Op:
 
 
 def _place_root(spec: Spec, own_mounts: bool) -> list[Op]:
-    """Put the detached root on top of "/": the one place whose name cannot lie, and the one that pivot_root replaces."""
+    """Put the detached root on top of "/": the one place whose name cannot lie, and the one that pivot_root
+    replaces."""
     if not own_mounts:
         return []
     slave = spec.linux.rootfs_propagation in ("", "slave", "rslave")
@@ -251,7 +253,11 @@ def _loopback() -> list[Op]:
     """Bring `lo` up in a new network namespace, as every peer does."""
     name = int.from_bytes(b"lo", "little")
     up = [
-        Op("ioctl", (Ref("inet"), k.SIOCSIFFLAGS, Struct("ifreq", ifr_name=name, ifr_flags=k.IFF_UP)), "config-linux.md#network"),
+        Op(
+            "ioctl",
+            (Ref("inet"), k.SIOCSIFFLAGS, Struct("ifreq", ifr_name=name, ifr_flags=k.IFF_UP)),
+            "config-linux.md#network",
+        ),
         close("inet", "config-linux.md#network"),
     ]
     return [

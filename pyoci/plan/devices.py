@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 DEFAULT = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 DEFAULT_CLAUSE = "config-linux.md#default-devices"
-LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"))
+LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+)
 LINKS_CLAUSE = "runtime-linux.md#dev-symbolic-links"
 TERMINAL = "/process/terminal"
 FORMATS = {"c": k.S_IFCHR, "u": k.S_IFCHR, "b": k.S_IFBLK, "p": k.S_IFIFO}
@@ -67,7 +72,8 @@ def plan_devices(spec: Spec, by_bind: bool) -> DevicePlan:
     """The default devices, /linux/devices, and /dev's links; `by_bind` where mknod is not allowed (user namespaces)."""
     plan = DevicePlan()
     bound_dev = any(
-        mount.destination.rstrip("/") == "/dev" and ("bind" in mount.options or "rbind" in mount.options) for mount in spec.mounts
+        mount.destination.rstrip("/") == "/dev" and ("bind" in mount.options or "rbind" in mount.options)
+        for mount in spec.mounts
     )
     configured = {device.path.rstrip("/") for device in spec.linux.devices}
     # A bound /dev is the caller's: it is not ours to add to.
@@ -136,11 +142,15 @@ def _add(plan: DevicePlan, node: _Node, origin: str, by_bind: bool) -> None:
         source = f"device{len(plan.sources)}"
         flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
         plan.sources.append(
-            Op("open_tree", (k.AT_FDCWD, node.host.encode(), flags), origin, source, hint="a user namespace needs the host's node")
+            Op(
+                "open_tree",
+                (k.AT_FDCWD, node.host.encode(), flags),
+                origin,
+                source,
+                hint="a user namespace needs the host's node",
+            )
         )
-        ops.append(
-            Op("mknodat", (Ref(node.parent), node.name, k.S_IFREG | 0o644, 0), origin, tolerate=(EEXIST,))
-        )
+        ops.append(Op("mknodat", (Ref(node.parent), node.name, k.S_IFREG | 0o644, 0), origin, tolerate=(EEXIST,)))
         ops += expect_device(source, node.format, node.major, node.minor, origin)
         ops.append(openat2(node.parent, node.name, HANDLE | k.O_NOFOLLOW, EXACT, origin, "target"))
         ops.append(move_op(source, "target", origin))
@@ -176,7 +186,8 @@ def null_source() -> list[Op]:
 
 
 def plan_terminal(process: Process, receiver: str, payload: bytes) -> list[Op]:
-    """A pty of the container's own devpts: its master sent to `@receiver`, its peer left as `@tty` and bound on /dev/console.
+    """A pty of the container's own devpts: its master sent to `@receiver`, its peer left as `@tty` and bound on
+    /dev/console.
 
     The peer comes from the master by TIOCGPTPEER: no path under /dev/pts is trusted (CVE-2025-52565).
     """
@@ -223,7 +234,12 @@ def send_descriptor(name: str, receiver: str, payload: bytes) -> list[Op]:
     vector = Struct("iovec", iov_base=Blob(payload, "message"), iov_len=len(payload))
     message = Struct("msghdr", msg_iov=vector, msg_iovlen=1, msg_control=control, msg_controllen=24)
     return [
-        Op("sendmsg", (Ref(receiver), message, k.MSG_NOSIGNAL), TERMINAL, hint="the other end of the console socket is gone"),
+        Op(
+            "sendmsg",
+            (Ref(receiver), message, k.MSG_NOSIGNAL),
+            TERMINAL,
+            hint="the other end of the console socket is gone",
+        ),
         close(name, TERMINAL),
     ]
 
@@ -234,6 +250,3 @@ def adopt_terminal() -> list[Op]:
         Op("ioctl", (Ref("tty"), k.TIOCSCTTY, 0), TERMINAL),
         *(Op("dup3", (Ref("tty"), number, 0), TERMINAL) for number in range(3)),
     ]
-
-
-

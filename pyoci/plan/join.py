@@ -1,8 +1,8 @@
 """The plan of a process that joins a running container: `exec`, and hooks that run in its namespaces.
 
 The container's processes are hostile peers of the one that enters: it is not dumpable before its first setns, executes
-from a sealed memfd, brings no descriptor of the host's with it but the control socket, and its only handle of the container is a pidfd
-that the runtime has checked.
+from a sealed memfd, brings no descriptor of the host's with it but the control socket, and its only handle of the
+container is a pidfd that the runtime has checked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from errno import EINVAL
 
 from pyoci.kernel import flags as k
 from pyoci.plan import devices
-from pyoci.plan.container import LIFECYCLE, NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
+from pyoci.plan.container import NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
 from pyoci.plan.ops import RUNTIME, Op, Ref, Struct, Vector
 from pyoci.plan.paths import HANDLE, close
 from pyoci.plan.process import plan_process
@@ -20,8 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyoci.hooks import AnyHook
     from pyoci.host import Host
-    from pyoci.spec.types import Hook, Process
+    from pyoci.spec.types import Process
 
 EXEC = "exec"
 
@@ -57,7 +58,8 @@ def descriptors(preserve_fds: int) -> dict[str, int]:
 def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
     """Into the container's namespaces and cgroup, as a new process.
 
-    by_root  take the root directory that its first process has now, rather than that of its mount namespace: they differ
+    by_root  take the root directory that its first process has now, rather than that of its mount namespace: they
+    differ
              before pivot_root, and in a container without a mount namespace.
     """
     ops: list[Op] = []
@@ -135,7 +137,7 @@ def plan_exec(
     return ops + plan.begin
 
 
-def plan_hook(hook: Hook, target: Target, origin: str) -> list[Op]:
+def plan_hook(hook: AnyHook, target: Target, origin: str) -> list[Op]:
     """Ops that run a hook in the container's namespaces; what its path means there is what it means to the container's
     first process at this moment (config.md#posix-platform-hooks)."""
     ops = _begin(0, origin)

@@ -1,6 +1,7 @@
 """The container's mounts, by descriptor from source to target (config.md#mounts).
 
-A new file system is fsopen -> fsconfig -> fsmount, a bind is open_tree; both are a detached tree until all their attributes
+A new file system is fsopen -> fsconfig -> fsmount, a bind is open_tree; both are a detached tree until all their
+attributes
 are set, and move_mount then puts the finished tree on a handle.  No window, no path named twice.
 """
 
@@ -35,7 +36,8 @@ def move_op(source: str, target: str, origin: str, tolerate: tuple[int, ...] = (
 
 
 class MountPlan:
-    """`sources` open what lives outside (before the clone when privileged, after it when not); `ops` build; `late` close doors."""
+    """`sources` open what lives outside (before the clone when privileged, after it when not); `ops` build; `late`
+    close doors."""
 
     __slots__ = ("late", "ops", "sources")
 
@@ -77,7 +79,8 @@ def _finish(plan: MountPlan, tree: str, mount_path: str, kind: str, origin: str,
 
 
 def _attributes(plan: MountPlan, tree: str, options: MountOptions, origin: str, base: int) -> None:
-    """Set what the options ask of an existing tree; `base` is the propagation the whole tree gets first (MS_*, 0 keeps it)."""
+    """Set what the options ask of an existing tree; `base` is the propagation the whole tree gets first (MS_*, 0
+    keeps it)."""
     whole = options.tree_propagation or base
     on, off = options.tree_attr
     if whole or on or off:
@@ -113,11 +116,17 @@ def _filesystem(plan: MountPlan, index: int, type_: str, mount: Mount, options: 
     origin = f"/mounts/{index}"
     ops = plan.ops
     ops.append(
-        Op("fsopen", (type_.encode(), k.FSOPEN_CLOEXEC), f"{origin}/type", "fs", hint="the kernel must know this file system type")
+        Op(
+            "fsopen",
+            (type_.encode(), k.FSOPEN_CLOEXEC),
+            f"{origin}/type",
+            "fs",
+            hint="the kernel must know this file system type",
+        )
     )
     source = mount.source or type_
     ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"source", source.encode(), f"{origin}/source"))
-    on, off = options.attr
+    on, _ = options.attr
     late_readonly = on & k.MOUNT_ATTR_RDONLY and type_ == "tmpfs"
     if late_readonly:
         on &= ~k.MOUNT_ATTR_RDONLY
@@ -139,7 +148,8 @@ def _filesystem(plan: MountPlan, index: int, type_: str, mount: Mount, options: 
         ops.append(setattr_op(tree, TREE, origin, tree_on, tree_off, options.tree_propagation))
     if options.propagation:
         ops.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, propagation=options.propagation))
-    # procfs and sysfs only on real directories: a symlink there would put them in somebody else's hands (CVE-2019-19921)
+    # procfs and sysfs only on real directories: a symlink there would put them in somebody else's hands
+    # (CVE-2019-19921)
     _finish(plan, tree, mount.destination, "dir", origin, EXACT if type_ in ("proc", "sysfs") else SCOPED)
     if late_readonly:
         # what later mounts and devices need in it must be made first
@@ -157,9 +167,7 @@ def _remount(plan: MountPlan, mount: Mount, options: MountOptions, origin: str) 
     path = relative(mount.destination)
     plan.ops.append(openat2("rootfs", path, HANDLE, SCOPED, origin, "target"))
     if not options.bind:
-        plan.ops.append(
-            Op("fspick", (Ref("target"), b"", k.FSPICK_CLOEXEC | k.FSPICK_EMPTY_PATH), origin, "fs")
-        )
+        plan.ops.append(Op("fspick", (Ref("target"), b"", k.FSPICK_CLOEXEC | k.FSPICK_EMPTY_PATH), origin, "fs"))
         on, off = options.attr
         if on & k.MOUNT_ATTR_RDONLY:
             plan.ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, b"ro", 0, f"{origin}/options"))
@@ -179,7 +187,8 @@ def _remount(plan: MountPlan, mount: Mount, options: MountOptions, origin: str) 
 def _cgroup_v2(
     plan: MountPlan, index: int, mount: Mount, options: MountOptions, cgroup_paths: dict[str, str], spec: Spec
 ) -> None:
-    """A new cgroup2 instance in a new cgroup namespace; without one, the container's own cgroup bound read-only or as asked."""
+    """A new cgroup2 instance in a new cgroup namespace; without one, the container's own cgroup bound read-only or as
+    asked."""
     if any(namespace.type == "cgroup" for namespace in spec.linux.namespaces):
         # The file system's own options are those of every cgroup2 mount of the machine: none is passed on.
         options.data = []
@@ -195,9 +204,7 @@ def _cgroup_v2(
     plan.ops.append(close(tree, origin))
 
 
-def _cgroup_v1(
-    plan: MountPlan, index: int, mount: Mount, options: MountOptions, cgroup_paths: dict[str, str]
-) -> None:
+def _cgroup_v1(plan: MountPlan, index: int, mount: Mount, options: MountOptions, cgroup_paths: dict[str, str]) -> None:
     """A tmpfs with one directory a hierarchy, each the container's own cgroup (config-linux.md#control-groups)."""
     origin = f"/mounts/{index}"
     ops = plan.ops
@@ -234,7 +241,8 @@ def _cgroup_v1(
 
 
 def masked(paths: tuple[str, ...]) -> list[Op]:
-    """Hide each path: a file behind /dev/null, a directory behind an empty read-only tmpfs (config-linux.md#masked-paths).
+    """Hide each path: a file behind /dev/null, a directory behind an empty read-only tmpfs
+    (config-linux.md#masked-paths).
 
     `@null` is a handle of the host's /dev/null, checked to be that device.
     """
@@ -273,11 +281,7 @@ def masked(paths: tuple[str, ...]) -> list[Op]:
             close("tree", origin),
             close("target", origin),
         ]
-        ops.append(
-            openat2(
-                "rootfs", relative(path), HANDLE, SCOPED, origin, "target", tolerate=(ENOENT,), then=hide
-            )
-        )
+        ops.append(openat2("rootfs", relative(path), HANDLE, SCOPED, origin, "target", tolerate=(ENOENT,), then=hide))
     return ops
 
 
@@ -294,9 +298,5 @@ def readonly(paths: tuple[str, ...]) -> list[Op]:
             close("tree", origin),
             close("target", origin),
         ]
-        ops.append(
-            openat2(
-                "rootfs", relative(path), HANDLE, SCOPED, origin, "target", tolerate=(ENOENT,), then=seal
-            )
-        )
+        ops.append(openat2("rootfs", relative(path), HANDLE, SCOPED, origin, "target", tolerate=(ENOENT,), then=seal))
     return ops

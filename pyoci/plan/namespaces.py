@@ -27,9 +27,7 @@ class Namespaces:
 
     def __init__(self, linux: Linux) -> None:
         self.new = {entry.type: index for index, entry in enumerate(linux.namespaces) if not entry.path}
-        self.joined = {
-            entry.type: (index, entry.path) for index, entry in enumerate(linux.namespaces) if entry.path
-        }
+        self.joined = {entry.type: (index, entry.path) for index, entry in enumerate(linux.namespaces) if entry.path}
         self.flags = 0
         for type_ in self.new:
             if type_ not in LATER:
@@ -86,7 +84,8 @@ def _setns(namespaces: Namespaces, type_: str, tolerate: tuple[int, ...] = ()) -
 
 
 def clone(namespaces: Namespaces, into_cgroup: bool) -> Op:
-    """The container's first process, a child of the runtime itself (CLONE_PARENT), in its v2 cgroup from its first instruction."""
+    """The container's first process, a child of the runtime itself (CLONE_PARENT), in its v2 cgroup from its first
+    instruction."""
     arguments = Struct("clone_args", flags=namespaces.flags | k.CLONE_PARENT)
     if into_cgroup:
         arguments.fields["flags"] = namespaces.flags | k.CLONE_PARENT | k.CLONE_INTO_CGROUP
@@ -109,9 +108,7 @@ def id_maps(linux: Linux, host: Host, namespaces: Namespaces) -> list[Op]:
             words: list[bytes] = []
             for entry in mappings:
                 words += [str(entry.container_id).encode(), str(entry.host_id).encode(), str(entry.size).encode()]
-            ops.append(
-                Op(f"new{kind}map", (Ref("pid"), *words), f"/linux/{kind}Mappings", performer=RUNTIME)
-            )
+            ops.append(Op(f"new{kind}map", (Ref("pid"), *words), f"/linux/{kind}Mappings", performer=RUNTIME))
         return ops
     if denies_setgroups(linux, host):
         # an unprivileged gid map is only taken once setgroups(2) is given up

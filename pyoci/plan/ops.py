@@ -1,7 +1,8 @@
 """The vocabulary of a plan: `Op`, its arguments, and `Plan`.
 
 A plan is a guarded straight line.  Each `Op` is one kernel call (or one of the few pseudo-calls that `init` and
-the runtime know), made by one performer, for one reason: its `origin`, a JSON pointer into config.json or a clause of the
+the runtime know), made by one performer, for one reason: its `origin`, a JSON pointer into config.json or a clause of
+the
 specification.  An op that may fail in expected ways names those errnos in `tolerate`; then exactly one of two
 blocks may hang on it: `otherwise` (run only after a tolerated failure) or `then` (run only after success).  Blocks
 only ever lead forward, so every plan ends.

@@ -1,7 +1,8 @@
 """Ops that find, or make, a place in the container's root by handle.
 
 Every resolution is scoped by openat2(2) to the root (RESOLVE_IN_ROOT, no magic links) and ends in a descriptor; what is
-mounted, created or changed there goes through that descriptor.  A rootfs is hostile: a symlink in it can only lead to somewhere else in it.
+mounted, created or changed there goes through that descriptor.  A rootfs is hostile: a symlink in it can only lead to
+somewhere else in it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def relative(path: str) -> bytes:
 
 
 def parts(path: str) -> list[str]:
-    """The components of a container path without empty ones and "."; ".." is kept for the kernel to resolve in the root."""
+    """The components of a container path without empty ones and "."; ".." is kept for the kernel to resolve in the
+    root."""
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
@@ -75,7 +77,8 @@ def make_directories(path: str, origin: str, result: str, root: str = "rootfs", 
 
 
 def place(path: str, kind: str, origin: str, result: str, resolve: int = SCOPED) -> list[Op]:
-    """Ops that leave `@result` a handle of the mount target `path`; made as a directory or file (`kind`) if it is missing."""
+    """Ops that leave `@result` a handle of the mount target `path`; made as a directory or file (`kind`) if it is
+    missing."""
     components = parts(path)
     parents = "/".join(components[:-1])
     if kind == "dir":
@@ -94,9 +97,7 @@ def place(path: str, kind: str, origin: str, result: str, resolve: int = SCOPED)
                 mode=0o644,
             )
         )
-    return [
-        openat2("rootfs", relative(path), HANDLE, resolve, origin, result, tolerate=(ENOENT,), otherwise=create)
-    ]
+    return [openat2("rootfs", relative(path), HANDLE, resolve, origin, result, tolerate=(ENOENT,), otherwise=create)]
 
 
 def close(name: str, origin: str) -> Op:

@@ -33,7 +33,8 @@ ELSEWHERE = (ENOENT, EACCES, ENOTDIR, ELOOP, ENAMETOOLONG)
 
 
 def capability_mask(names: tuple[str, ...], host: Host) -> int:
-    """The set as bits; names that the kernel does not know or that we ourselves lack are left out (they earn a warning)."""
+    """The set as bits; names that the kernel does not know or that we ourselves lack are left out (they earn a
+    warning)."""
     mask = 0
     for name in names:
         number = CAPABILITIES.get(name)
@@ -60,7 +61,8 @@ class CapabilitySets:
 
 
 def ungranted(capabilities: Capabilities | None, host: Host, granted: int) -> list[str]:
-    """Names asked for and not given: unknown to this kernel, or not ours to give (config.md: a warning, not an error)."""
+    """Names asked for and not given: unknown to this kernel, or not ours to give (config.md: a warning, not an
+    error)."""
     if capabilities is None:
         return []
     asked: list[str] = []
@@ -93,7 +95,8 @@ def capset(effective: int, permitted: int, inheritable: int, origin: str = CAPS)
 
 
 class ProcessPlan:
-    """`prepare` is everything that create does for the process; `begin` what start adds; the last op of `begin` is execve."""
+    """`prepare` is everything that create does for the process; `begin` what start adds; the last op of `begin` is
+    execve."""
 
     __slots__ = ("begin", "prepare")
 
@@ -175,7 +178,13 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
     for number, path in enumerate(candidates):
         last = number == len(candidates) - 1
         begin.append(
-            Op("execve", (path, argv, envp), ARGS, tolerate=() if last else ELSEWHERE, hint=_advice(process, candidates))
+            Op(
+                "execve",
+                (path, argv, envp),
+                ARGS,
+                tolerate=() if last else ELSEWHERE,
+                hint=_advice(process, candidates),
+            )
         )
     return plan
 
@@ -193,9 +202,7 @@ def _privileges(plan: ProcessPlan, process: Process, sets: CapabilitySets, secco
         prepare.append(capset(sets.effective, sets.permitted, sets.inheritable))
     for number in range(sets.ambient.bit_length()):
         if sets.ambient >> number & 1:
-            prepare.append(
-                Op("prctl", (k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, number, 0, 0), f"{CAPS}/ambient")
-            )
+            prepare.append(Op("prctl", (k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, number, 0, 0), f"{CAPS}/ambient"))
     if process.no_new_privileges:
         prepare.append(Op("prctl", (k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), NNP))
     return late
@@ -279,4 +286,3 @@ def _find(process: Process, candidates: list[bytes]) -> list[Op]:
             )
         ]
     return ops
-

@@ -20,7 +20,17 @@ def _names(*names: str) -> dict[str, int]:
 
 
 OPEN = _names(
-    "O_WRONLY", "O_RDWR", "O_CREAT", "O_EXCL", "O_NOCTTY", "O_TRUNC", "O_NONBLOCK", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_PATH"
+    "O_WRONLY",
+    "O_RDWR",
+    "O_CREAT",
+    "O_EXCL",
+    "O_NOCTTY",
+    "O_TRUNC",
+    "O_NONBLOCK",
+    "O_DIRECTORY",
+    "O_NOFOLLOW",
+    "O_CLOEXEC",
+    "O_PATH",
 )
 RESOLVE = _names(
     "RESOLVE_NO_XDEV", "RESOLVE_NO_MAGICLINKS", "RESOLVE_NO_SYMLINKS", "RESOLVE_BENEATH", "RESOLVE_IN_ROOT"
@@ -28,18 +38,20 @@ RESOLVE = _names(
 AT = _names("AT_SYMLINK_NOFOLLOW", "AT_EACCESS", "AT_EMPTY_PATH", "AT_RECURSIVE")
 TREE = {"OPEN_TREE_CLONE": 1, **_names("O_CLOEXEC", "AT_EMPTY_PATH", "AT_RECURSIVE")}
 ATTR = _names(
-    "MOUNT_ATTR_RDONLY", "MOUNT_ATTR_NOSUID", "MOUNT_ATTR_NODEV", "MOUNT_ATTR_NOEXEC", "MOUNT_ATTR_NOATIME", "MOUNT_ATTR_STRICTATIME",
-    "MOUNT_ATTR_NODIRATIME", "MOUNT_ATTR_IDMAP", "MOUNT_ATTR_NOSYMFOLLOW",
+    "MOUNT_ATTR_RDONLY", "MOUNT_ATTR_NOSUID", "MOUNT_ATTR_NODEV", "MOUNT_ATTR_NOEXEC", "MOUNT_ATTR_NOATIME",
+    "MOUNT_ATTR_STRICTATIME", "MOUNT_ATTR_NODIRATIME", "MOUNT_ATTR_IDMAP", "MOUNT_ATTR_NOSYMFOLLOW",
 )  # fmt: skip
 MOVE = _names("MOVE_MOUNT_F_EMPTY_PATH", "MOVE_MOUNT_T_EMPTY_PATH")
 PROPAGATION = _names("MS_UNBINDABLE", "MS_PRIVATE", "MS_SLAVE", "MS_SHARED")
 CLONE = _names(
-    "CLONE_PARENT", "CLONE_NEWTIME", "CLONE_NEWNS", "CLONE_NEWCGROUP", "CLONE_NEWUTS", "CLONE_NEWIPC", "CLONE_NEWUSER", "CLONE_NEWPID",
-    "CLONE_NEWNET", "CLONE_INTO_CGROUP",
+    "CLONE_PARENT", "CLONE_NEWTIME", "CLONE_NEWNS", "CLONE_NEWCGROUP", "CLONE_NEWUTS", "CLONE_NEWIPC",
+    "CLONE_NEWUSER", "CLONE_NEWPID", "CLONE_NEWNET", "CLONE_INTO_CGROUP",
 )  # fmt: skip
 FSCONFIG = _names("FSCONFIG_SET_FLAG", "FSCONFIG_SET_STRING", "FSCONFIG_CMD_CREATE", "FSCONFIG_CMD_RECONFIGURE")
 PRCTL = {
-    **_names("PR_SET_NAME", "PR_SET_DUMPABLE", "PR_SET_KEEPCAPS", "PR_CAPBSET_DROP", "PR_SET_NO_NEW_PRIVS", "PR_CAP_AMBIENT"),
+    **_names(
+        "PR_SET_NAME", "PR_SET_DUMPABLE", "PR_SET_KEEPCAPS", "PR_CAPBSET_DROP", "PR_SET_NO_NEW_PRIVS", "PR_CAP_AMBIENT"
+    ),
 }
 IOCTL = _names("TIOCSCTTY", "TIOCSWINSZ", "TIOCGPTPEER", "TIOCSPTLCK", "SIOCSIFFLAGS")
 BY_NUMBER = {number: name for name, number in CAPABILITIES.items()}
@@ -94,7 +106,10 @@ def bits(value: int, names: dict[str, int]) -> str:
 def quote(text: bytes, limit: int = 200) -> str:
     """A string argument, in double quotes, on one line, cut at `limit` bytes."""
     shown = text[:limit].decode("utf-8", "backslashreplace")
-    out = "".join(c if c.isprintable() and c not in '"\\' else c.encode("unicode_escape").decode() if c != '"' else '\\"' for c in shown)
+    out = "".join(
+        c if c.isprintable() and c not in '"\\' else c.encode("unicode_escape").decode() if c != '"' else '\\"'
+        for c in shown
+    )
     return f'"{out}"' + ("..." if len(text) > limit else "")
 
 
@@ -163,7 +178,8 @@ def call(op: Op) -> str:
 
 
 def rows(ops: Sequence[Op], depth: int = 0) -> Iterator[tuple[Op, int, str]]:
-    """(op, depth, mark): mark says when a nested op is performed ("else" after a tolerated failure, "then" after success)."""
+    """(op, depth, mark): mark says when a nested op is performed ("else" after a tolerated failure, "then" after
+    success)."""
     for op in ops:
         yield op, depth, ""
         for mark, block in (("else", op.otherwise), ("then", op.then)):
