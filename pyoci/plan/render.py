@@ -63,7 +63,10 @@ ARGUMENTS: dict[str, dict[int, dict[str, int]]] = {
     "open_tree": {2: TREE},
     "mount_setattr": {2: AT},
     "move_mount": {4: MOVE},
-    "fsmount": {2: ATTR},
+    "fsopen": {1: {"FSOPEN_CLOEXEC": 1}},
+    "fsmount": {1: {"FSMOUNT_CLOEXEC": 1}, 2: ATTR},
+    "fspick": {2: {"FSPICK_CLOEXEC": 1, "FSPICK_EMPTY_PATH": 8}},
+    "socket": {1: {"SOCK_DGRAM": k.SOCK_DGRAM, "SOCK_CLOEXEC": k.SOCK_CLOEXEC}},
     "statx": {2: AT},
     "fchownat": {4: AT},
     "faccessat2": {3: AT},
@@ -79,6 +82,7 @@ CHOICES: dict[str, dict[int, dict[str, int]]] = {
     "fsconfig": {1: FSCONFIG},
     "prctl": {0: PRCTL},
     "ioctl": {1: IOCTL},
+    "socket": {0: {"AF_INET": k.AF_INET}},
     "seccomp": {0: {"SECCOMP_SET_MODE_FILTER": 1}},
     "keyctl": {0: {"KEYCTL_JOIN_SESSION_KEYRING": 1}},
 }
@@ -88,7 +92,7 @@ FIELDS = {
     "clone_args": {"flags": CLONE},
 }
 OCTAL = {"mkdirat": (2,), "mknodat": (2,), "umask": (0,), "fchmodat": (2,)}
-ROOT = {"AT_FDCWD": k.AT_FDCWD}
+SPECIAL = {k.AT_FDCWD: "AT_FDCWD", k.UINT_MAX: "-1"}
 
 
 def bits(value: int, names: dict[str, int]) -> str:
@@ -119,7 +123,7 @@ def _value(value: object) -> str:  # noqa: PLR0911 - one answer a kind of argume
     if isinstance(value, Ref):
         return f"@{value.name}"
     if isinstance(value, Struct):
-        return "{" + ", ".join(f"{name}={_field(value, name)}" for name in value.fields) + "}"
+        return "{" + ", ".join(f"{name}={_field(value, name)}" for name in value.fields if value.fields[name] != 0) + "}"
     if isinstance(value, Vector):
         return "[" + ", ".join(quote(item) for item in value.items) + "]"
     if isinstance(value, Blob):
@@ -130,8 +134,8 @@ def _value(value: object) -> str:  # noqa: PLR0911 - one answer a kind of argume
         return f"<{value.size} bytes>"
     if isinstance(value, Address):
         return f"<{value.name}+{value.offset}>"
-    if isinstance(value, int) and value == k.AT_FDCWD:
-        return "AT_FDCWD"
+    if isinstance(value, int) and value in SPECIAL:
+        return SPECIAL[value]
     return str(value)
 
 
