@@ -28,22 +28,27 @@ WRONG: object = object()
 _KINDS = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
 
 
+MOST = 1000  # problems kept: nobody mends a document by the thousand and first
+
+
 class Report:
     """The problems found so far.
 
     careful  the text holds escapes, and so can spell what no C string holds: look at every string.
-    doubted  pointers of what could not be read; see `unreliable`.
+    doubted  pointers of what could not be read, when others are to be checked against them; see `unreliable`.
     """
 
-    __slots__ = ("careful", "doubted", "problems")
+    __slots__ = ("_above", "_doubted", "careful", "problems")
 
-    def __init__(self, careful: bool = True, doubted: tuple[str, ...] = ()) -> None:
+    def __init__(self, careful: bool = True, doubted: Sequence[Problem] = ()) -> None:
         self.careful = careful
-        self.doubted = doubted
         self.problems: list[Problem] = []
+        self._doubted = {problem.pointer for problem in doubted}
+        self._above = {above for pointer in self._doubted for above in _ancestors(pointer)}
 
     def add(self, pointer: str, message: str, clause: str = "") -> None:
-        self.problems.append(Problem(pointer, message, clause))
+        if len(self.problems) < MOST:
+            self.problems.append(Problem(pointer, message, clause))
 
     def cite(self, clause: str, since: int) -> None:
         """Give the problems from number `since` on their clause, where they have none yet."""
@@ -52,10 +57,20 @@ class Report:
 
     def unreliable(self, pointer: str) -> bool:
         """Whether something at, below or around `pointer` could not be read: then nothing follows from its value."""
-        return any(
-            known == pointer or known.startswith(pointer + "/") or pointer.startswith(known + "/")
-            for known in self.doubted
-        )
+        if not self._doubted:
+            return False
+        if pointer in self._doubted or pointer in self._above:
+            return True
+        return not self._doubted.isdisjoint(_ancestors(pointer))
+
+
+def _ancestors(pointer: str) -> list[str]:
+    """The pointers of everything that holds what `pointer` points to, the document ("") included."""
+    found = []
+    while pointer:
+        pointer = pointer[: pointer.rfind("/")]
+        found.append(pointer)
+    return found
 
 
 def shown(value: str) -> str:

@@ -255,7 +255,7 @@ def clause(check_one: Callable[..., None]) -> str:
 
 def check(spec: Spec, report: Report) -> None:
     """Add to `report` what is wrong with `spec`, except what merely follows from the problems it has already."""
-    found = Report(doubted=tuple(problem.pointer for problem in report.problems[:100]))
+    found = Report(doubted=report.problems)
     for check_one in CHECKS:
         since = len(found.problems)
         check_one(spec, found)
@@ -266,7 +266,7 @@ def check(spec: Spec, report: Report) -> None:
 
 def check_process(process: Process, where: str, spec: Spec | None, report: Report) -> None:
     """`check` for a process alone, at pointer `where`, to run in the namespaces of `spec`."""
-    found = Report(doubted=tuple(problem.pointer for problem in report.problems[:100]))
+    found = Report(doubted=report.problems)
     _run_process_checks(process, where, found)
     if spec is not None:
         since = len(found.problems)
