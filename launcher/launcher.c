@@ -1,1 +1,543 @@
-__attribute__((noreturn)) void _start(void) { for (;;) ; }
+/*
+ * pyoci: finds the interpreter and the package that this file was installed with, and becomes
+ *
+ *     python3.X -I -S -X utf8 -c START PACKAGES OTHERS ARGUMENT...        (see pyoci/__main__.py)
+ *
+ * A script with a #! line would do the same at the price of `site`, of an interpreter path that is fixed when the wheel
+ * is made, and of an environment that engines fill: LD_LIBRARY_PATH, PYTHONPATH, no PATH at all.  Everything is found
+ * from /proc/self/exe, so a symbolic link to this file works and the environment has no say:
+ *
+ *     PREFIX/bin/pyoci                                     this file
+ *     PREFIX/lib/python3.X/site-packages/pyoci             the package (or lib64, or dist-packages); the newest X
+ *     PREFIX/pyvenv.cfg                                    names a virtual environment's interpreter: `home` is used
+ *                                                          directly, which saves the interpreter a search of 1.5 ms
+ *
+ * When root runs it, nothing that decides what happens next may be writable by anybody else: this file, the
+ * interpreter, the package with every file in it, the directories that modules come from, and all directories above
+ * these.  Otherwise it refuses, naming the file.  What the interpreter's own library contains is its distributor's
+ * business.
+ *
+ * No libc, so that it is the same file on every Linux and takes 0.1 ms; no heap; no configuration.
+ */
+
+#if defined(__x86_64__)
+enum { CLOSE = 3, EXECVE = 59, EXIT_GROUP = 231, FCNTL = 72, GETDENTS64 = 217, GETEUID = 107, OPENAT = 257, READ = 0,
+       READLINKAT = 267, STATX = 332, UMASK = 95, WRITE = 1 };
+
+static long kernel(long number, long a, long b, long c, long d, long e)
+{
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    long result;
+
+    __asm__ volatile("syscall" : "=a"(result) : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+__asm__(".globl _start\n_start:\n"
+        "    xor %ebp, %ebp\n    mov %rsp, %rdi\n    and $-16, %rsp\n    call launch\n    hlt\n");
+#elif defined(__aarch64__)
+enum { CLOSE = 57, EXECVE = 221, EXIT_GROUP = 94, FCNTL = 25, GETDENTS64 = 61, GETEUID = 175, OPENAT = 56, READ = 63,
+       READLINKAT = 78, STATX = 291, UMASK = 166, WRITE = 64 };
+
+static long kernel(long number, long a, long b, long c, long d, long e)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+
+    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory");
+    return x0;
+}
+
+__asm__(".globl _start\n_start:\n    mov x29, #0\n    mov x0, sp\n    bl launch\n    brk #0\n");
+#else
+#error "the launcher is written for x86_64 and aarch64"
+#endif
+
+#define HERE (-100L) /* AT_FDCWD */
+#if defined(__aarch64__)
+#define O_DIRECTORY 040000
+#else
+#define O_DIRECTORY 0200000
+#endif
+#define O_CLOEXEC 02000000
+#define O_PATH 010000000
+#define O_RDWR 2
+#define SYMLINK_NOFOLLOW 0x100
+#define F_GETFD 1
+#define STICKY 01000
+#define TYPE 0170000
+#define DIRECTORY 0040000
+#define LINK 0120000
+#define ASK 0x11b /* STATX_TYPE | MODE | UID | GID | INO */
+#define PATH_SIZE 4096
+
+static const char start[] = "import sys; sys.path.insert(0, sys.argv[1]); from pyoci.__main__ import start; start()";
+
+/* A string that grows; what does not fit ends the program, so no caller looks. */
+struct text {
+    unsigned int length;
+    char bytes[PATH_SIZE];
+};
+
+struct entry { /* struct linux_dirent64 */
+    unsigned long inode;
+    long offset;
+    unsigned short size;
+    unsigned char type;
+    char name[];
+};
+
+struct status { /* struct statx; only what is asked for */
+    unsigned int mask, block_size;
+    unsigned long attributes;
+    unsigned int links, uid, gid;
+    unsigned short mode, spare;
+    unsigned long inode;
+    unsigned char rest[256 - 40];
+};
+_Static_assert(sizeof(struct status) == 256, "statx");
+
+static unsigned int length_of(const char *s)
+{
+    unsigned int n = 0;
+
+    while (s[n])
+        n++;
+    return n;
+}
+
+static int starts(const char *s, const char *with)
+{
+    while (*with)
+        if (*s++ != *with++)
+            return 0;
+    return 1;
+}
+
+__attribute__((noreturn)) static void die(const char *path, const char *what)
+{
+    const char *parts[] = {"pyoci: ", path, what, "\n"};
+    char line[PATH_SIZE + 512];
+    unsigned int i, j, n = 0;
+
+    for (i = 0; i < 4; i++)
+        for (j = 0; parts[i][j] && n < sizeof(line) - 1; j++)
+            line[n++] = parts[i][j];
+    line[n - 1] = '\n';
+    kernel(WRITE, 2, (long)line, n, 0, 0);
+    for (;;)
+        kernel(EXIT_GROUP, 1, 0, 0, 0, 0);
+}
+
+static void add(struct text *t, const char *s)
+{
+    while (*s) {
+        if (t->length == PATH_SIZE - 1)
+            die(t->bytes, ": path too long");
+        t->bytes[t->length++] = *s++;
+    }
+    t->bytes[t->length] = 0;
+}
+
+static void cut(struct text *t, unsigned int length)
+{
+    t->length = length;
+    t->bytes[length] = 0;
+}
+
+static void set(struct text *t, const char *a, const char *b)
+{
+    cut(t, 0);
+    add(t, a);
+    add(t, b);
+}
+
+/* /a/b -> /a; / stays */
+static void parent(struct text *t)
+{
+    while (t->length > 1 && t->bytes[t->length - 1] != '/')
+        t->length--;
+    cut(t, t->length > 1 ? t->length - 1 : 1);
+}
+
+static int exists(const char *path, struct status *status)
+{
+    return kernel(STATX, HERE, (long)path, 0, ASK, (long)status) == 0;
+}
+
+/* The path that `path` leads to after every symbolic link. */
+static int resolve(const char *path, struct text *to)
+{
+    char name[] = "/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
+    char digits[12];
+    long fd = kernel(OPENAT, HERE, (long)path, O_PATH | O_CLOEXEC, 0, 0), n;
+    unsigned int i = 0, at = sizeof("/proc/self/fd/") - 1;
+
+    if (fd < 0)
+        return 0;
+    n = fd;
+    do
+        digits[i++] = (char)('0' + n % 10);
+    while (n /= 10);
+    while (i)
+        name[at++] = digits[--i];
+    n = kernel(READLINKAT, HERE, (long)name, (long)to->bytes, PATH_SIZE - 1, 0);
+    kernel(CLOSE, fd, 0, 0, 0, 0);
+    if (n <= 0)
+        return 0;
+    cut(to, (unsigned int)n);
+    return 1;
+}
+
+/* ---- what root trusts ---- */
+
+#define INITIAL_USER_NAMESPACE 0xeffffffdul /* PROC_USER_INIT_INO in linux/proc_ns.h */
+#define NOBODY 65534u                       /* the owner that is shown for an id without a mapping */
+
+static int mapped; /* root of another user namespace (rootless engines): files of the true root belong to NOBODY */
+
+static void judge(const char *path, const struct status *s, int sticky_is_fine)
+{
+    if ((s->mode & TYPE) == LINK)
+        die(path, ": is a symbolic link inside a package that root runs; install pyoci with its files copied");
+    if (s->uid != 0 && !(mapped && s->uid == NOBODY))
+        die(path, ": belongs to another user than root, so root will not run it; install pyoci as root, or chown it");
+    if (((s->mode & 02) || ((s->mode & 020) && s->gid != 0)) && !(sticky_is_fine && s->mode & STICKY))
+        die(path, ": can be written by others than root, so root will not run it; chmod go-w it");
+}
+
+/* Everything above a path.  Nobody can rename root's entries in a sticky directory (/tmp), so those are fine. */
+static void judge_above(const char *path)
+{
+    struct text above;
+    struct status status;
+
+    set(&above, path, "");
+    while (above.length > 1) {
+        parent(&above);
+        if (!exists(above.bytes, &status))
+            die(above.bytes, ": cannot be examined");
+        judge(above.bytes, &status, 1);
+    }
+}
+
+/* What a path leads to, if it leads anywhere, and everything above that. */
+static void judge_one(const char *path)
+{
+    struct text real;
+    struct status status;
+
+    if (!resolve(path, &real) || !exists(real.bytes, &status))
+        return;
+    judge(real.bytes, &status, 0);
+    judge_above(real.bytes);
+}
+
+/* Every file below an open directory; `path` is its name, for messages.  Closes fd. */
+static void judge_below(long fd, struct text *path, int depth)
+{
+    char buffer[8192] __attribute__((aligned(8)));
+    unsigned int here = path->length;
+    long got, at;
+
+    if (depth == 16)
+        die(path->bytes, ": too deep");
+    while ((got = kernel(GETDENTS64, fd, (long)buffer, sizeof(buffer), 0, 0)) > 0)
+        for (at = 0; at < got;) {
+            const struct entry *entry = (const struct entry *)(buffer + at);
+            const char *name = entry->name;
+            struct status status;
+
+            at += entry->size;
+            if (name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2])))
+                continue;
+            add(path, "/");
+            add(path, name);
+            if (kernel(STATX, fd, (long)name, SYMLINK_NOFOLLOW, ASK, (long)&status))
+                die(path->bytes, ": cannot be examined");
+            judge(path->bytes, &status, 0);
+            if ((status.mode & TYPE) == DIRECTORY) {
+                long below = kernel(OPENAT, fd, (long)name, O_DIRECTORY | O_CLOEXEC, 0, 0);
+
+                if (below < 0)
+                    die(path->bytes, ": cannot be examined");
+                judge_below(below, path, depth + 1);
+            }
+            cut(path, here);
+        }
+    kernel(CLOSE, fd, 0, 0, 0, 0);
+}
+
+/* ---- what was installed where ---- */
+
+struct install {
+    struct text prefix, python, packages, others;
+    char name[16];     /* python3.11; python3 where a distribution packaged pyoci */
+    int minor, debian; /* 11; is it dist-packages, whose interpreter is Debian's /usr/bin/python3.11 */
+};
+
+/* `python3.11` -> 11, `python3` -> 0, anything else -> -1 */
+static int minor_of(const char *name)
+{
+    int minor = 0;
+
+    if (!starts(name, "python3"))
+        return -1;
+    name += 7;
+    if (!*name)
+        return 0;
+    if (*name++ != '.' || !*name)
+        return -1;
+    for (; *name; name++) {
+        if (*name < '0' || *name > '9' || minor > 999)
+            return -1;
+        minor = minor * 10 + *name - '0';
+    }
+    return minor;
+}
+
+static void find_package(struct install *in, const char *lib)
+{
+    static const char *const leaves[] = {"/site-packages", "/dist-packages"};
+    char buffer[8192] __attribute__((aligned(8)));
+    struct text path;
+    long fd, got, at;
+
+    set(&path, in->prefix.bytes, lib);
+    fd = kernel(OPENAT, HERE, (long)path.bytes, O_DIRECTORY | O_CLOEXEC, 0, 0);
+    if (fd < 0)
+        return;
+    while ((got = kernel(GETDENTS64, fd, (long)buffer, sizeof(buffer), 0, 0)) > 0)
+        for (at = 0; at < got;) {
+            const struct entry *entry = (const struct entry *)(buffer + at);
+            int minor = minor_of(entry->name), leaf;
+
+            at += entry->size;
+            for (leaf = 0; minor > in->minor && leaf < 2; leaf++) {
+                struct status status;
+                unsigned int end;
+
+                set(&path, in->prefix.bytes, lib);
+                add(&path, "/");
+                add(&path, entry->name);
+                add(&path, leaves[leaf]);
+                end = path.length;
+                add(&path, "/pyoci/__main__.py");
+                if (!exists(path.bytes, &status))
+                    continue;
+                cut(&path, end);
+                set(&in->packages, path.bytes, "");
+                for (end = 0; entry->name[end]; end++)
+                    in->name[end] = entry->name[end];
+                in->name[end] = 0;
+                in->minor = minor;
+                in->debian = leaf;
+            }
+        }
+    kernel(CLOSE, fd, 0, 0, 0, 0);
+}
+
+static int find_python(struct install *in, const char *directory, const char *sub)
+{
+    struct text path;
+
+    set(&path, directory, sub);
+    add(&path, "/");
+    add(&path, in->name);
+    return resolve(path.bytes, &in->python);
+}
+
+static void other(struct install *in, const char *prefix, const char *lib, const char *name, const char *leaf)
+{
+    if (in->others.length)
+        add(&in->others, ":");
+    add(&in->others, prefix);
+    add(&in->others, lib);
+    add(&in->others, name);
+    add(&in->others, leaf);
+}
+
+/* The value of `key = value` in a pyvenv.cfg, or NULL.  Ends the value in place: ask for one key of one copy. */
+static const char *setting(char *line, const char *key)
+{
+    while (*line) {
+        char *end = line;
+
+        while (*end && *end != '\n')
+            end++;
+        if (starts(line, key)) {
+            line += length_of(key);
+            while (*line == ' ')
+                line++;
+            if (*line == '=') {
+                line++;
+                while (*line == ' ')
+                    line++;
+                while (end > line && (end[-1] == ' ' || end[-1] == '\r'))
+                    end--;
+                *end = 0;
+                return line;
+            }
+        }
+        if (!*end)
+            break;
+        line = end + 1;
+    }
+    return 0;
+}
+
+/*
+ * Fill in `python` and `others`: where the third-party modules are that pip found present and so did not install.  An
+ * environment of its own has one place; otherwise it may be any of the system's, and a directory that does not exist
+ * does no harm in sys.path.
+ */
+static void find_interpreter(struct install *in)
+{
+    struct text path, base;
+    char config[4096], copy[4096];
+    const char *home, *shared;
+    long fd, n, i;
+    int found = 0, alone = 0;
+
+    set(&path, in->prefix.bytes, "/pyvenv.cfg");
+    fd = kernel(OPENAT, HERE, (long)path.bytes, O_CLOEXEC, 0, 0);
+    if (fd >= 0) {
+        n = kernel(READ, fd, (long)config, sizeof(config) - 1, 0, 0);
+        kernel(CLOSE, fd, 0, 0, 0, 0);
+        for (i = 0; i < n; i++)
+            copy[i] = config[i];
+        config[n > 0 ? n : 0] = copy[n > 0 ? n : 0] = 0;
+        home = setting(config, "home");
+        shared = setting(copy, "include-system-site-packages");
+        alone = !shared || !starts(shared, "true");
+        if (home && home[0] == '/')
+            found = find_python(in, home, "");
+    }
+    if (!found && in->debian)
+        found = find_python(in, "/usr/bin", "");
+    if (!found && !find_python(in, in->prefix.bytes, "/bin") && !find_python(in, "/usr/local/bin", "") &&
+        !find_python(in, "/usr/bin", ""))
+        die(in->name, ": no such interpreter; pyoci is installed for it: install it again for the one you have");
+
+    set(&base, in->python.bytes, "");
+    parent(&base);
+    parent(&base);
+    if (base.length == 1)
+        cut(&base, 0);
+    cut(&in->others, 0);
+    other(in, in->prefix.bytes, "/lib/", in->name, "/site-packages");
+    other(in, in->prefix.bytes, "/lib64/", in->name, "/site-packages");
+    if (!alone) {
+        other(in, base.bytes, "/lib/", in->name, "/site-packages");
+        other(in, "/usr/local", "/lib/", in->name, "/dist-packages");
+        other(in, "/usr", "/lib/", "python3", "/dist-packages");
+    }
+}
+
+/* Refuse what root should not run. */
+static void judge_install(struct install *in, const char *self)
+{
+    struct status status;
+    struct text path;
+    char *directory, *end;
+    long fd;
+
+    mapped = exists("/proc/self/ns/user", &status) && status.inode != INITIAL_USER_NAMESPACE;
+    judge_one(self);
+    judge_one(in->python.bytes);
+    set(&path, in->prefix.bytes, "/pyvenv.cfg");
+    judge_one(path.bytes);
+    for (directory = end = in->others.bytes; *end; directory = end) {
+        while (*end && *end != ':')
+            end++;
+        set(&path, directory, "");
+        cut(&path, (unsigned int)(end - directory));
+        judge_one(path.bytes);
+        if (*end)
+            end++;
+    }
+    set(&path, in->packages.bytes, "/pyoci");
+    judge_one(in->packages.bytes);
+    judge_one(path.bytes);
+    fd = kernel(OPENAT, HERE, (long)path.bytes, O_DIRECTORY | O_CLOEXEC, 0, 0);
+    if (fd < 0)
+        die(path.bytes, ": cannot be examined");
+    judge_below(fd, &path, 0);
+}
+
+/* An interpreter that has no descriptor 2 writes its messages into the next file it opens. */
+static void fill_standard_streams(void)
+{
+    long fd;
+
+    for (fd = 0; fd < 3; fd++)
+        if (kernel(FCNTL, fd, F_GETFD, 0, 0, 0) < 0)
+            kernel(OPENAT, HERE, (long)"/dev/null", O_RDWR, 0, 0);
+}
+
+/* What would change which code the interpreter's own loader maps. */
+static void drop_loader_variables(char **environment)
+{
+    char **to = environment;
+
+    for (; *environment; environment++)
+        if (!starts(*environment, "LD_") && !starts(*environment, "GLIBC_TUNABLES="))
+            *to++ = *environment;
+    *to = 0;
+}
+
+__attribute__((noreturn, used)) void launch(long *stack)
+{
+    static struct install in;
+    static struct text self;
+    long argc = stack[0], i, n, mask;
+    char **argv = (char **)(stack + 1), **environment = argv + argc + 1;
+    char *next[argc + 12]; /* at most 10 words before the arguments, and NULL */
+
+    fill_standard_streams();
+    n = kernel(READLINKAT, HERE, (long)"/proc/self/exe", (long)self.bytes, PATH_SIZE - 1, 0);
+    if (n <= 0)
+        die("/proc/self/exe", ": cannot be read; is /proc mounted?");
+    cut(&self, (unsigned int)n);
+    set(&in.prefix, self.bytes, "");
+    parent(&in.prefix);
+    parent(&in.prefix);
+    if (in.prefix.length == 1)
+        cut(&in.prefix, 0);
+    in.minor = -1;
+    find_package(&in, "/lib");
+    find_package(&in, "/lib64");
+    if (in.minor < 0)
+        die(in.prefix.bytes, "/lib*/python3*/{site,dist}-packages/pyoci: no such package; install pyoci-runtime again");
+    find_interpreter(&in);
+    if (kernel(GETEUID, 0, 0, 0, 0, 0) == 0)
+        judge_install(&in, self.bytes);
+    drop_loader_variables(environment);
+
+    n = 0;
+    next[n++] = in.python.bytes;
+    next[n++] = "-I";
+    next[n++] = "-S";
+    next[n++] = "-X";
+    next[n++] = "utf8";
+    /* byte code written under a lax umask could be written by others, and root would refuse it next time */
+    mask = kernel(UMASK, 022, 0, 0, 0, 0);
+    kernel(UMASK, mask, 0, 0, 0, 0);
+    if ((mask & 022) != 022)
+        next[n++] = "-B";
+    next[n++] = "-c";
+    next[n++] = (char *)start;
+    next[n++] = in.packages.bytes;
+    next[n++] = in.others.bytes;
+    for (i = 1; i < argc; i++)
+        next[n++] = argv[i];
+    next[n] = 0;
+    kernel(EXECVE, (long)in.python.bytes, (long)next, (long)environment, 0, 0);
+    die(in.python.bytes, ": cannot be executed");
+}
