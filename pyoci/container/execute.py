@@ -137,10 +137,10 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
     assets: dict[str, bytes] = {}
     flags: int | None = None
     if seccomp is not None:
-        from pyoci.plan.seccomp import flag_bits
+        from pyoci.kernel.seccomp import filter_flags
         from pyoci.seccomp import cached
 
-        flags = flag_bits(seccomp)
+        flags = filter_flags(seccomp.flags)
         assets["seccomp"] = cached(options.root, seccomp, host.arch)
     console = "console" if options.console_socket else None
     ops = plan_exec(process, host, target_of(state), flags, console, options.preserve_fds)

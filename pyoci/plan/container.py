@@ -14,13 +14,13 @@ from __future__ import annotations
 from errno import EAFNOSUPPORT, EINVAL, ENOSYS, EPERM
 
 from pyoci.kernel import flags as k
+from pyoci.kernel.seccomp import filter_flags
 from pyoci.plan import devices, mounts
 from pyoci.plan import namespaces as ns
 from pyoci.plan.cgroups import plan_cgroups
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
 from pyoci.plan.paths import HANDLE, close, make_directories, openat2
 from pyoci.plan.process import plan_process
-from pyoci.plan.seccomp import flag_bits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ def _process(
             process,
             host,
             granted_capabilities(host, user_namespace),
-            None if seccomp is None else flag_bits(seccomp),
+            None if seccomp is None else filter_flags(seccomp.flags),
             () if process.terminal else host.stdio_pipes,
             not (user_namespace and ns.denies_setgroups(spec.linux, host)),
         )
