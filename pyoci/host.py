@@ -9,12 +9,11 @@ from __future__ import annotations
 import posix
 
 from pyoci.cgroup.detect import detect
+from pyoci.kernel.flags import S_IFDIR, S_IFIFO, S_IFMT, S_IFSOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.spec.types import Spec
-
-S_IFMT, S_IFDIR, S_IFIFO, S_IFSOCK = 0o170000, 0o040000, 0o010000, 0o140000
 
 
 class Host:

@@ -9,6 +9,7 @@ from errno import EINTR
 
 from pyoci.errors import PyociError
 from pyoci.kernel.errnos import words
+from pyoci.kernel.flags import MFD_EXEC
 from pyoci.plan.ops import Ref
 from pyoci.program import AT_BARRIER, FAILED, FORKED, REPORT, TEXT_MAX
 
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 
 INIT_ELF = __file__[: __file__.rindex("/")] + "/init/init.elf"
 TEXT = 0x1000
-MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_EXEC = 1, 2, 0x10
-F_ADD_SEALS = 1033
-SEALS = 0xF  # SEAL, SHRINK, GROW, WRITE
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 SIGNALS = (*range(1, 32), *range(34, 65))
 DESCRIPTOR = 4  # kind of the message that carries the terminal's master
 # our own descriptors are moved out of the way of those that init is given
@@ -43,11 +42,11 @@ def seal(image: bytes, kernel: tuple[int, int]) -> int:
     """A sealed memfd of `image`: what init executes is nobody's file and can be changed by nobody (CVE-2019-5736)."""
     # The kernel wants to be told that a memfd will be executed since 6.3, and does not know the flag before.
     executable = MFD_EXEC if kernel >= (6, 3) else 0
-    fd = posix.memfd_create("pyoci-init", MFD_CLOEXEC | MFD_ALLOW_SEALING | executable)
+    fd = posix.memfd_create("pyoci-init", posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING | executable)
     rest = memoryview(image)
     while rest:
         rest = rest[posix.write(fd, rest) :]
-    fcntl.fcntl(fd, F_ADD_SEALS, SEALS)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     return fd
 
 

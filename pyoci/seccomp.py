@@ -39,6 +39,7 @@ from posix import (
 )
 from posix import open as open_fd
 
+from pyoci.kernel.flags import S_IFMT, S_IFREG
 from pyoci.kernel.seccomp import BPF_MAXINSNS, INSTRUCTION
 
 TYPE_CHECKING = False
@@ -52,7 +53,6 @@ SALT = 0x70796F6369
 CHECKSUM = 8
 FILE_MAX = 1 << 20  # bytes; a larger profile is not cached
 FILES_MAX = 64  # profiles; a full cache is emptied
-S_IFMT, S_IFREG = 0o170000, 0o100000
 
 
 def compile(seccomp: Seccomp, arch: str) -> bytes:

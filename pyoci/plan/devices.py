@@ -24,7 +24,6 @@ LINKS = (
 LINKS_CLAUSE = "runtime-linux.md#dev-symbolic-links"
 TERMINAL = "/process/terminal"
 FORMATS = {"c": k.S_IFCHR, "u": k.S_IFCHR, "b": k.S_IFBLK, "p": k.S_IFIFO}
-STATX_BASIC_STATS = 0x7FF
 # struct statx: stx_mode (16 bit), and stx_rdev_major and stx_rdev_minor side by side
 STATX_MODE, STATX_RDEV, STATX_SIZE = 28, 128, 256
 
@@ -38,7 +37,7 @@ def expect_device(handle: str, format_: int, major: int, minor: int, origin: str
     """Fail with EEXIST unless `@handle` is this device: by type and number, never by name."""
     buffer = f"stat_{handle}"
     ops = [
-        Op("statx", (Ref(handle), b"", k.AT_EMPTY_PATH, STATX_BASIC_STATS, Buffer(buffer, STATX_SIZE)), origin),
+        Op("statx", (Ref(handle), b"", k.AT_EMPTY_PATH, k.STATX_BASIC_STATS, Buffer(buffer, STATX_SIZE)), origin),
         Op(
             "expect",
             (Address(buffer, STATX_MODE), k.S_IFMT, format_, EEXIST),
