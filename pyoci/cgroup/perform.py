@@ -1,0 +1,217 @@
+"""The runtime's ops on cgroups, performed.  Plain writes are the launcher's; these need to look before they act.
+
+    mkdir_cgroup(path)                            a directory and its missing parents
+    mkdir_cpuset(path)                            the same in v1's cpuset, where a new one has no CPU until given some
+    enable_controllers(path, required, wanted)    controllers for the children of a v2 cgroup
+    write_lines(path, lines)                      a write(2) a line: files that take one rule at a time
+    check_usage(path, limit)                      fail if the usage that `path` shows is above `limit` bytes
+    chown_cgroup(path, uid)                       what is delegated of a v2 cgroup to the container's user
+"""
+
+from __future__ import annotations
+
+import posix
+from errno import EACCES, EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, EOPNOTSUPP, EPERM, EROFS
+
+from pyoci.cgroup.files import look, read, write, write_lines
+from pyoci.errors import PyociError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.plan.ops import Op
+
+DELEGATE = "/sys/kernel/cgroup/delegate"
+# config-linux.md#cgroup-ownership: where the kernel has no such list
+DELEGATED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
+# how often a parent may vanish under us, because another container's end took it away
+RETRIES = 10
+
+
+def perform(op: Op, pid: int = 0) -> list[str]:
+    """Perform `op` (for the process `pid`, which none of them needs yet); the directories that it made, parents first.
+
+    Raises OSError with an errno that `op` may tolerate, or PyociError where there is more to say.  What it made before
+    it failed is gone again.
+    """
+    call, args = op.call, op.args
+    path = args[0]
+    assert isinstance(path, bytes)
+    if call in ("mkdir_cgroup", "mkdir_cpuset"):
+        return make(path, call == "mkdir_cpuset", op.origin)
+    if call == "enable_controllers":
+        _, required, wanted = args
+        assert isinstance(required, bytes)
+        assert isinstance(wanted, bytes)
+        enable(path, required.split(), wanted.split(), op.origin)
+    elif call == "write_lines":
+        assert isinstance(args[1], bytes)
+        write_lines(path, args[1].strip(b"\n").split(b"\n"))
+    elif call == "check_usage":
+        limit = args[1]
+        assert isinstance(limit, bytes)
+        usage = int(read(path))
+        if usage > int(limit):
+            raise PyociError(f"{op.origin}: the limit {int(limit)} is below the {usage} bytes that are in use")
+    elif call == "chown_cgroup":
+        assert isinstance(args[1], int)
+        give(path, args[1])
+    else:
+        raise ValueError(f"{call} is not a call on cgroups")
+    return []
+
+
+def make(path: bytes, cpuset: bool = False, origin: str = "") -> list[str]:
+    """Make the cgroup `path` and its missing parents.  One that exists must be fit: empty and not frozen."""
+    for _ in range(RETRIES):
+        made: list[bytes] = []
+        try:
+            if not _make(path, made):
+                _check_fitness(path, origin)
+            if cpuset:
+                for name in (b"/cpuset.cpus", b"/cpuset.mems"):
+                    _inherit(path, name)
+            return [directory.decode("utf-8", "surrogateescape") for directory in made]
+        except BaseException as error:
+            for directory in reversed(made):
+                try:
+                    posix.rmdir(directory)
+                except OSError:
+                    pass
+            if not isinstance(error, OSError):
+                raise
+            if error.errno != ENOENT:
+                detail = why("mkdir", path, error.errno or 0)
+                if not detail:
+                    raise
+                raise PyociError(f"{origin}: {detail}") from error
+    raise OSError(ENOENT, "no such file or directory", path)
+
+
+def _make(path: bytes, made: list[bytes]) -> bool:
+    try:
+        posix.mkdir(path, 0o755)
+    except OSError as error:
+        if error.errno == EEXIST:
+            return False
+        parent = path.rpartition(b"/")[0]
+        if error.errno != ENOENT or not parent:
+            raise
+        _make(parent, made)
+        try:
+            posix.mkdir(path, 0o755)
+        except FileExistsError:
+            return False
+    made.append(path)
+    return True
+
+
+def _inherit(path: bytes, name: bytes) -> None:
+    """Give `path` what its parent has where it has none; the top always has some (cpuset(7))."""
+    if read(path + name).strip():
+        return
+    parent = path.rpartition(b"/")[0]
+    _inherit(parent, name)
+    write(path + name, read(parent + name).strip())
+
+
+def _check_fitness(path: bytes, origin: str) -> None:
+    """config-linux.md#cgroups-path: a container shares its cgroup with nobody, and could not start in a frozen one."""
+    shown = path.decode("utf-8", "replace")
+    found = [pid for pid in look(path + b"/cgroup.procs").split() if pid != b"0"]
+    if found or b"populated 1" in look(path + b"/cgroup.events"):
+        raise PyociError(f"{origin}: the container's cgroup {shown} is not empty: {_processes(found)}")
+    stopped = look(path + b"/freezer.state").strip() not in (b"", b"THAWED")
+    if stopped or look(path + b"/cgroup.freeze").strip() == b"1":
+        raise PyociError(f"{origin}: the container's cgroup {shown} is frozen")
+
+
+def enable(path: bytes, required: list[bytes], wanted: list[bytes], origin: str) -> None:
+    """Give the children of the v2 cgroup `path` the controllers; those only `wanted` where that can be done."""
+    file = path + b"/cgroup.subtree_control"
+    enabled = read(file).split()
+    missing = [name for name in (*required, *wanted) if name not in enabled]
+    if not missing:
+        return
+    try:
+        write(file, b" ".join(b"+" + name for name in missing))
+        return
+    except OSError:
+        # one of them cannot be, and then none was
+        pass
+    for name in missing:
+        try:
+            write(file, b"+" + name)
+        except OSError as error:
+            if name in required:
+                detail = why("enable", path, error.errno or 0, name.decode())
+                if not detail:
+                    raise
+                raise PyociError(f"{origin}: {detail}") from error
+
+
+def give(path: bytes, uid: int) -> None:
+    """chown the cgroup and those of its files that the kernel says are delegated (cgroups(7))."""
+    try:
+        names = [name.decode() for name in read(DELEGATE.encode()).split()]
+    except OSError:
+        names = list(DELEGATED)
+    posix.chown(path, uid, -1)
+    for name in names:
+        try:
+            posix.chown(path + b"/" + name.encode(), uid, -1)
+        except FileNotFoundError:
+            pass
+
+
+def why(call: str, path: bytes, number: int, controller: str = "") -> str:
+    """What the errno `number` means of the cgroup `path`, and what helps; "" where there is nothing to add.
+
+    `call` is "mkdir" (of `path`), "enable" (`controller` for the children of `path`), "clone3" (into `path`) or "write"
+    (a pid to its cgroup.procs).
+    """
+    shown = path.decode("utf-8", "replace")
+    what = {
+        "mkdir": f"the cgroup {shown} cannot be made",
+        "enable": f"the controller {controller} cannot be enabled in {shown}",
+    }.get(call, f"no process can be put into the cgroup {shown}")
+    if number in (EACCES, EPERM, EROFS):
+        return (
+            f"{what}: it is not writable for uid {posix.geteuid()}; limits need a cgroup that is delegated to you (with"
+            " systemd: systemd-run --user --scope -p Delegate=yes ...), or none in the configuration"
+        )
+    kind = look(path + b"/cgroup.type").decode().strip()
+    if number in (EOPNOTSUPP, EINVAL) and kind not in ("", "domain"):
+        return (
+            f"{what}: its type is {kind!r}, because a parent, a child or itself is threaded; give a linux.cgroupsPath"
+            " outside of the threaded subtree"
+        )
+    if call == "enable" and number == ENOENT:
+        offered = look(path + b"/cgroup.controllers").decode().split()
+        return (
+            f"{what}: it has only {', '.join(offered) or 'none'}; enable it in the parents, or with systemd add it to"
+            " Delegate= of the unit above"
+        )
+    if call == "enable" and number == EBUSY:
+        pids = look(path + b"/cgroup.procs").split()
+        return (
+            f"{what}, because it has processes of its own ({_processes(pids)}), and a v2 cgroup has processes or"
+            " controllers for its children, not both: move them into a child of it, give a linux.cgroupsPath elsewhere,"
+            " or start pyoci from another cgroup"
+        )
+    if call in ("clone3", "write"):
+        enabled = look(path + b"/cgroup.subtree_control").decode().split()
+        if number == EBUSY and enabled:
+            return f"{what}: it gives its children controllers ({', '.join(enabled)}), so it can have none itself"
+        if number == EAGAIN:
+            return f"{what}: its pids.max, or that of a parent, is reached"
+    return ""
+
+
+def _processes(pids: list[bytes]) -> str:
+    """The first few by pid and name."""
+    shown: list[str] = []
+    for pid in pids[:3]:
+        name = look(b"/proc/" + pid + b"/comm").decode("utf-8", "replace").strip()
+        shown.append(f"{int(pid)} {name}".rstrip())
+    more = [f"{len(pids) - 3} more"] if len(pids) > 3 else []
+    return ", ".join([*shown, *more]) or "its children have processes"

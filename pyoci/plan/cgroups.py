@@ -1,0 +1,260 @@
+"""Where a container's cgroups are, what is written to them, and how its processes get in.
+
+`linux.cgroupsPath` (config-linux.md#cgroups-path):
+
+    absolute    below the mount point of each hierarchy
+    relative    the same: one value names one place, wherever the runtime itself was started.  Without root's rights,
+                where the top is not ours, below the runtime's own place as for an absent one
+    absent      the container's id below the runtime's own cgroup in v1; in v2 beside it, because a v2 cgroup with
+                processes cannot give controllers to its children
+
+Each hierarchy that is mounted gets a directory, v2 also where v1 has the controllers (hybrid): it is entered by clone3
+itself and makes killing atomic.  Without root's rights, a path and a limit the container stays in our own cgroup.
+"""
+
+from __future__ import annotations
+
+from errno import EPERM
+
+from pyoci.errors import ConfigError, Problem
+from pyoci.kernel import bpf
+from pyoci.kernel import flags as k
+from pyoci.plan.cgroup_limits import RESOURCES, Limits, write_limits
+from pyoci.plan.device_rules import Hole, Policy, v1_lines
+from pyoci.plan.ops import RUNTIME, Blob, Op, Ref, Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pyoci.host import Host
+    from pyoci.spec.types import Resources, Spec
+
+PATH = "/linux/cgroupsPath"
+PATH_CLAUSE = "config-linux.md#cgroups-path"
+DEVICES = RESOURCES + "/devices"
+DEVICES_CLAUSE = "config-linux.md#default-devices"
+OWNERSHIP_CLAUSE = "config-linux.md#cgroup-ownership"
+V1 = (
+    "devices", "freezer", "memory", "cpu", "cpuacct", "cpuset", "blkio", "pids", "hugetlb", "net_cls", "net_prio",
+    "perf_event", "rdma", "misc", "name=systemd",
+)  # fmt: skip
+# Enabled without being asked for, where that can be done: who watches a container reads its usage.
+WATCHED = ("cpu", "io", "memory", "pids")
+
+
+class CgroupPlan:
+    """
+    paths         controller ("" for v2) -> absolute directory; recorded in the container's state
+    create        the runtime's ops before anything else: directories, controllers, limits
+    before_clone  init's ops: `@cgroup`, the v2 directory, for clone3; the device filter
+    clone_into    that directory, or None
+    enter         the runtime's ops once `@pid` exists
+    """
+
+    __slots__ = ("before_clone", "clone_into", "create", "enter", "paths")
+
+    def __init__(self) -> None:
+        self.paths: dict[str, str] = {}
+        self.create: list[Op] = []
+        self.before_clone: list[Op] = []
+        self.clone_into: bytes | None = None
+        self.enter: list[Op] = []
+
+
+def plan_cgroups(spec: Spec, host: Host, id: str, rootless: bool = False) -> CgroupPlan:
+    """The cgroup part of a container's plan; raises ConfigError with all of the configuration that cannot be done."""
+    plan = CgroupPlan()
+    written = spec.linux.cgroups_path or ""
+    path = _checked(written, id)
+    resources = spec.linux.resources
+    limits = Limits({}, ())
+    zero_pids = _version(spec.oci_version) >= (1, 3)
+    if not (rootless and not written and not _limited(resources)):
+        plan.paths = _directories(path, written, host, rootless)
+    if resources is not None:
+        limits = write_limits(resources, plan.paths, host.cgroup_controllers, zero_pids)
+    origin = PATH if written else PATH_CLAUSE
+    _make(plan, host, limits, origin)
+    if "" in plan.paths:
+        directory = plan.paths[""].encode()
+        plan.clone_into = directory
+        plan.before_clone.append(open_cgroup(directory, origin))
+        owner = _owner(spec) if host.cgroup_mode == "v2" else 0
+        if owner and owner != host.euid:
+            plan.create.append(Op("chown_cgroup", (directory, owner), OWNERSHIP_CLAUSE, None, RUNTIME))
+    plan.create += limits.ops
+    # Without root's rights no device list can be set; nor has the container a device that its user could not open.
+    if resources is not None and resources.devices and not rootless:
+        _devices(plan, resources, limits)
+    plan.enter = join_ops(plan.paths, origin)[1] + limits.late
+    if limits.problems:
+        raise ConfigError(limits.problems)
+    return plan
+
+
+def plan_update(
+    resources: Resources, paths: Mapping[str, str], controllers: Iterable[str], oci_version: str = ""
+) -> list[Op]:
+    """The runtime's writes that change the limits of a container in `paths`; the device list stays as it is."""
+    limits = write_limits(resources, paths, tuple(controllers), not oci_version or _version(oci_version) >= (1, 3))
+    if limits.problems:
+        raise ConfigError(limits.problems, "resources")
+    return limits.ops + limits.late
+
+
+def join_ops(paths: Mapping[str, str], origin: str = PATH_CLAUSE) -> tuple[bytes | None, list[Op]]:
+    """How another process gets in: (v2 directory to be cloned into, the runtime's ops once `@pid` exists)."""
+    ops: list[Op] = []
+    for directory in dict.fromkeys(directory for controller, directory in paths.items() if controller):
+        ops.append(Op("write", (f"{directory}/cgroup.procs".encode(), Ref("pid")), origin, None, RUNTIME))
+    return paths[""].encode() if "" in paths else None, ops
+
+
+def open_cgroup(directory: bytes, origin: str) -> Op:
+    """`@cgroup`: the directory that clone3 puts the new process into."""
+    return Op("openat", (k.AT_FDCWD, directory, k.O_RDONLY | k.O_DIRECTORY | k.O_CLOEXEC), origin, "cgroup")
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, rest = text.partition(".")
+    minor = rest.partition(".")[0]
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (1, 0)
+
+
+def _checked(written: str, id: str) -> str:
+    """The path below a base, without slashes around it."""
+    if not written.startswith("/") and written.count(":") == 2:
+        message = (
+            f"{written!r} has the form slice:prefix:name, which is for --systemd-cgroup; without that option it is a"
+            " path such as /parent/name"
+        )
+        raise ConfigError([Problem(PATH, message, PATH_CLAUSE)])
+    parts = [part for part in written.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in written or "\n" in written:
+        raise ConfigError([Problem(PATH, f"{written!r} must not have '..', NUL or a line break in it", PATH_CLAUSE)])
+    if written and not parts:
+        message = f"{written!r} is the top of the hierarchy, which no container may be"
+        raise ConfigError([Problem(PATH, message, PATH_CLAUSE)])
+    return "/".join(parts) or id
+
+
+def _limited(resources: Resources | None) -> bool:
+    if resources is None:
+        return False
+    nowhere = write_limits(resources, {}, (), zero_pids=False)
+    return bool(nowhere.problems)
+
+
+def _directories(path: str, written: str, host: Host, rootless: bool) -> dict[str, str]:
+    at_top = bool(written) and (written.startswith("/") or not rootless)
+    paths: dict[str, str] = {}
+    for controller in (*V1, ""):
+        mount = host.cgroup_mounts.get(controller)
+        if mount is None:
+            continue
+        base = "" if at_top else host.cgroup_self.get(controller, "/").rstrip("/")
+        if controller == "":
+            base = base.rpartition("/")[0]
+        paths[controller] = f"{mount.rstrip('/')}{base}/{path}"
+    return paths
+
+
+def _make(plan: CgroupPlan, host: Host, limits: Limits, origin: str) -> None:
+    """Directories; then, for v2, the controllers down to it.
+
+    The container's directory is made before its parents get controllers: while it is there, nobody who cleans up can
+    remove them.
+    """
+    cpuset = plan.paths.get("cpuset")
+    for directory in dict.fromkeys(plan.paths.values()):
+        call = "mkdir_cpuset" if directory == cpuset else "mkdir_cgroup"
+        plan.create.append(Op(call, (directory.encode(),), origin, None, RUNTIME))
+    if "" not in plan.paths:
+        return
+    watched = [name for name in WATCHED if name in host.cgroup_controllers and name not in limits.needed]
+    if not limits.needed and not watched:
+        return
+    mount = host.cgroup_mounts[""].rstrip("/")
+    required = " ".join(limits.needed).encode()
+    asked = next(iter(limits.needed.values()), origin)
+    parent = mount
+    for part in plan.paths[""][len(mount) + 1 :].split("/"):
+        args = ((parent or "/").encode(), required, " ".join(watched).encode())
+        plan.create.append(Op("enable_controllers", args, asked, None, RUNTIME))
+        parent += "/" + part
+
+
+def _owner(spec: Spec) -> int:
+    """The host's uid that the cgroup is given to, or 0 (config-linux.md#cgroup-ownership)."""
+    if not any(entry.type == "cgroup" and entry.path is None for entry in spec.linux.namespaces):
+        return 0
+    mounts = [mount for mount in spec.mounts if mount.destination.rstrip("/") == "/sys/fs/cgroup"]
+    if not any(mount.type in ("cgroup", "cgroup2") and "ro" not in mount.options for mount in mounts):
+        return 0
+    if spec.process is None:
+        return 0
+    uid = spec.process.user.uid
+    if not any(entry.type == "user" for entry in spec.linux.namespaces):
+        return uid
+    for entry in spec.linux.uid_mappings:
+        if entry.container_id <= uid < entry.container_id + entry.size:
+            return entry.host_id + uid - entry.container_id
+    return 0
+
+
+def _devices(plan: CgroupPlan, resources: Resources, limits: Limits) -> None:
+    policy = Policy(resources.devices)
+    directory = plan.paths.get("devices")
+    if directory is not None:
+        _devices_v1(plan, policy, directory, limits)
+    elif "" not in plan.paths:
+        limits.problem(DEVICES, "needs cgroup v2 or the v1 controller 'devices', and this host has neither")
+    elif policy.rules or not policy.base:
+        from pyoci.plan.device_bpf import LICENSE, device_program
+
+        code = device_program(policy)
+        load = Struct(
+            "bpf_prog_load",
+            prog_type=bpf.BPF_PROG_TYPE_CGROUP_DEVICE,
+            insn_cnt=len(code) // 8,
+            insns=Blob(code, f"{len(code) // 8} instructions"),
+            license=LICENSE,
+        )
+        attach = Struct(
+            "bpf_prog_attach",
+            target_fd=Ref("cgroup"),
+            attach_bpf_fd=Ref("device_filter"),
+            attach_type=bpf.BPF_CGROUP_DEVICE,
+            # beside the programs of whoever manages the parents
+            attach_flags=bpf.BPF_F_ALLOW_MULTI,
+        )
+        hint = "a device filter needs CAP_BPF or CAP_SYS_ADMIN in the machine's own user namespace"
+        plan.before_clone.append(
+            Op("bpf", (bpf.BPF_PROG_LOAD, load, bpf.BPF_ATTR_SIZE), DEVICES, "device_filter", hint=hint)
+        )
+        plan.before_clone.append(Op("bpf", (bpf.BPF_PROG_ATTACH, attach, bpf.BPF_ATTR_SIZE), DEVICES, hint=hint))
+        plan.before_clone.append(Op("close", (Ref("device_filter"),), DEVICES))
+
+
+def _devices_v1(plan: CgroupPlan, policy: Policy, directory: str, limits: Limits) -> None:
+    try:
+        lines = v1_lines(policy)
+    except Hole as hole:
+        message = f"takes a part out of {DEVICES}/{hole.of}, which cgroup v1 cannot: write rules that do not overlap"
+        limits.problem(f"{DEVICES}/{hole.index}", message)
+        return
+    hint = "the parent cgroup must allow it, too"
+    defaults: list[bytes] = []
+    for allow, index, line in lines:
+        if index < 0 and allow:
+            defaults.append(line)
+            continue
+        file = f"{directory}/devices.{'allow' if allow else 'deny'}".encode()
+        origin = f"{DEVICES}/{index}" if index >= 0 else DEVICES
+        plan.create.append(Op("write", (file, line), origin, None, RUNTIME, hint=hint))
+    if defaults:
+        # After the configuration's own: there the validation suite of runtime-tools looks for them.  What the parent
+        # withholds of these nobody asked for.
+        file = f"{directory}/devices.allow".encode()
+        plan.create.append(Op("write_lines", (file, b"\n".join(defaults)), DEVICES_CLAUSE, None, RUNTIME, (EPERM,)))
