@@ -7,7 +7,11 @@ checkout's.  Either way the native part must be there: ./check installs it, `./c
 from __future__ import annotations
 
 import os
+import platform
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,3 +49,35 @@ def cache() -> Path:
     path = Path(os.environ.get("PYOCI_TEST_CACHE") or Path.home() / ".cache" / "pyoci-tests")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def build(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`build("aarch64")`: the directory where meson has built init.elf and the launcher for that architecture.
+
+    Built once a session; `build(arch, again=True)` builds a second time in another place.
+    """
+    built: dict[tuple[str, bool], Path] = {}
+
+    def build_for(arch: str, again: bool = False) -> Path:
+        if (arch, again) not in built:
+            cross = []
+            if arch != platform.machine():
+                cross = ["--cross-file", str(root / "cross" / f"{arch}.ini")]
+                for tool in (f"{arch}-linux-gnu-gcc", f"qemu-{arch}-static"):
+                    if shutil.which(tool) is None:
+                        pytest.skip(f"{tool} is not installed")
+            elif shutil.which("cc") is None:
+                pytest.skip("no C compiler is installed")
+            meson = [sys.executable, "-m", "mesonbuild.mesonmain"]
+            if subprocess.run([*meson, "--version"], capture_output=True, check=False).returncode:
+                pytest.skip("meson is not installed for this interpreter")
+            folder = tmp_path_factory.mktemp(f"build-{arch}")
+            environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
+            setup = ["setup", "-Dbuildtype=plain", *cross, str(folder), str(root)]
+            for command in (setup, ["compile", "-C", str(folder)]):
+                subprocess.run([*meson, *command], check=True, capture_output=True, env=environment)
+            built[arch, again] = folder
+        return built[arch, again]
+
+    return build_for
