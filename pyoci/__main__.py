@@ -121,6 +121,8 @@ def start() -> None:
 
 def _future(name: str) -> object:
     """An attribute of the true `__future__`, for the rare module that looks at more than `annotations`."""
+    if name == "__path__":  # which every `from __future__ import` asks for first: is it a package?
+        raise AttributeError(name)
     stand_in = sys.modules.pop("__future__")
     import __future__
 
