@@ -21,6 +21,7 @@ WINDOW = 8  # sizeof(struct winsize)
 MSG_CMSG_CLOEXEC = 0x40000000
 END_OF_FILE = b"\x04"  # what a terminal in its usual mode makes an end of file of (VEOF, termios(3))
 CHUNK = 4096  # poll(2) promises room for that much in a pipe, so a write of it does not wait
+REST = 64 * 1024  # bytes; the kernel's limit of what waits in a terminal (drivers/tty/tty_buffer.c)
 # What `attend` passes on: all but what is ours (children, the window, broken pipes) and what the processor sends.
 OURS = frozenset((signals.SIGCHLD, signals.SIGWINCH, 4, 5, 7, 8, 9, 11, 13, 19, 31, 32, 33))
 FORWARDED = tuple(n for n in range(1, 65) if n not in OURS)
@@ -171,8 +172,8 @@ class _Terminal:
             ready = dict(poll.poll())
             if 0 in ready:
                 piece = self._input()
-                reading = bool(piece)
-                typed += piece or END_OF_FILE
+                reading = piece != b""
+                typed += END_OF_FILE if piece == b"" else piece or b""
             events = ready.get(self.master, 0)
             if events & select.POLLOUT and typed:
                 typed = typed[self._write(typed) :]
@@ -184,19 +185,22 @@ class _Terminal:
                 shown = self._show(shown)
             if pidfd in ready:
                 break
-        while shown or (shown := self._output() or b""):
+        # At most what a pseudoterminal holds: somebody else in the container may go on writing for ever.
+        for _ in range(REST // CHUNK):
+            shown = shown or self._output() or b""
+            if not shown:
+                break
             shown = self._show(shown)
 
     @staticmethod
-    def _input() -> bytes:
+    def _input() -> bytes | None:
+        """What the caller typed: None for nothing yet, b"" at the end."""
         try:
             return posix.read(0, CHUNK)
         except BlockingIOError:
+            return None
+        except OSError:  # our terminal hung up, or descriptor 0 is closed
             return b""
-        except OSError as error:
-            if error.errno == errno.EIO:  # our terminal hung up
-                return b""
-            raise
 
     def _output(self) -> bytes | None:
         """What the container wrote: b"" for nothing yet, None when nobody has its terminal open any more."""

@@ -259,7 +259,9 @@ def ids(root: str) -> list[str]:
     """The containers under `root`, sorted.  FileNotFoundError when there is no such directory."""
     fd = _open_root(root, make=False)
     try:
-        return sorted([name for name in posix.listdir(fd) if name[0] in ID_START and ID_ALLOWED.issuperset(name)])
+        with posix.scandir(fd) as entries:
+            found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return sorted([name for name in found if name[0] in ID_START and ID_ALLOWED.issuperset(name)])
     finally:
         posix.close(fd)
 

@@ -59,6 +59,18 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[posix.write(descriptor, view) :]
 
 
+def output(text: str | bytes) -> None:
+    """The result of a command, on stdout.  A reader that has gone away is none of our business."""
+    try:
+        write_all(1, text.encode() if isinstance(text, str) else text)
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        from pyoci.kernel.errnos import words
+
+        raise PyociError(f"write to stdout: {words(error.errno or 0)}") from None
+
+
 def printable(text: str) -> str:
     """`text` on one line and harmless on a terminal: file names and programs' output are not ours."""
     if text.isprintable():

@@ -1,0 +1,52 @@
+"""exec: run another process in a container."""
+
+from __future__ import annotations
+
+from pyoci.errors import PyociError
+from pyoci.options import ExecOptions, absolute, parse_id, parse_user
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.cli import Globals, Parsed
+
+
+def exec_options(settings: Globals, options: Parsed) -> ExecOptions:
+    """The command line as values; PyociError for ids that are no numbers and when there is nothing to run."""
+    id, *args = options.args
+    if not args and not options.text("process"):
+        raise PyociError("exec args cannot be empty")
+    user = options.text("user")
+    uid, gid = parse_user(user) if user else (None, None)
+
+    def path(name: str) -> str:
+        value = options.text(name)
+        return absolute(value) if value else ""
+
+    return ExecOptions(
+        settings.root,
+        id,
+        args,
+        process_file=path("process"),
+        tty=options.flag("tty"),
+        env=options.many("env"),
+        cwd=options.text("cwd"),
+        uid=uid,
+        gid=gid,
+        additional_gids=[parse_id(one, "gid") for text in options.many("additional-gids") for one in text.split(",")],
+        caps=options.many("cap"),
+        no_new_privs=options.flag("no-new-privs"),
+        detach=options.flag("detach"),
+        pid_file=path("pid-file"),
+        console_socket=path("console-socket"),
+        preserve_fds=options.count("preserve-fds"),
+        ignore_paused=options.flag("ignore-paused"),
+        apparmor=options.text("apparmor"),
+        process_label=options.text("process-label"),
+    )
+
+
+def run(settings: Globals, options: Parsed) -> int:
+    """Exits like the process, or with 0 when detached."""
+    from pyoci.container import exec_
+
+    return exec_(exec_options(settings, options))

@@ -1,0 +1,59 @@
+"""kill: send a signal to a container."""
+
+from __future__ import annotations
+
+import posix
+
+from pyoci import signals
+from pyoci.errors import WrongState
+from pyoci.state import Store, open_init, status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.cli import Globals, Parsed
+    from pyoci.state import State
+
+
+def run(settings: Globals, options: Parsed) -> int:
+    """runtime.md#kill.  Takes no lock: a signal must get through while another command waits for the container."""
+    number = signals.parse(options.args[1]) if len(options.args) > 1 else signals.SIGTERM
+    everyone = options.flag("all")
+    store = Store.open(settings.root, options.args[0])
+    state = store.load()
+    found = status(store, state)
+    if everyone and state.cgroup_paths:
+        from pyoci.cgroup.live import signal_all
+
+        # Also when init has ended: in a shared pid namespace the kernel does not end the others with it.
+        signal_all(state.cgroup_paths, number)
+        return 0
+    if not (found in ("created", "running", "paused") and _send_to_init(state, number)):
+        if everyone:
+            return 0
+        raise WrongState(f"container {state.id!r}: container not running")
+    if number == signals.SIGKILL:
+        _finish(state, found == "paused")
+    return 0
+
+
+def _send_to_init(state: State, number: int) -> bool:
+    descriptor = open_init(state)
+    if descriptor is None:
+        return False
+    try:
+        signals.send(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        posix.close(descriptor)
+    return True
+
+
+def _finish(state: State, paused: bool) -> None:
+    """What SIGKILL to init does not do by itself."""
+    from pyoci.cgroup import live
+
+    if "pid" not in state.namespaces and state.cgroup_created:
+        live.signal_all(state.cgroup_paths, signals.SIGKILL)
+    elif paused:
+        live.thaw(state.cgroup_paths)  # v1 keeps even SIGKILL waiting

@@ -1,0 +1,23 @@
+"""pause: freeze a container's processes."""
+
+from __future__ import annotations
+
+from pyoci.errors import WrongState
+from pyoci.state import Store, status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.cli import Globals, Parsed
+
+
+def run(settings: Globals, options: Parsed) -> int:
+    """The container's status becomes "paused"."""
+    from pyoci.cgroup.live import freeze
+
+    store = Store.open(settings.root, options.args[0])
+    store.lock()
+    state = store.load()
+    if status(store, state) not in ("created", "running"):
+        raise WrongState(f"container {state.id!r}: container not running")
+    freeze(state.cgroup_paths)
+    return 0

@@ -1,0 +1,23 @@
+"""resume: let a paused container go on."""
+
+from __future__ import annotations
+
+from pyoci.errors import WrongState
+from pyoci.state import Store, status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.cli import Globals, Parsed
+
+
+def run(settings: Globals, options: Parsed) -> int:
+    """The container's status becomes again what it was before pause."""
+    from pyoci.cgroup.live import thaw
+
+    store = Store.open(settings.root, options.args[0])
+    store.lock()
+    state = store.load()
+    if status(store, state) != "paused":
+        raise WrongState(f"container {state.id!r}: container not paused")
+    thaw(state.cgroup_paths)
+    return 0
