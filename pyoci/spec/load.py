@@ -22,6 +22,7 @@ from pyoci.spec.read import (
     integer,
     integers,
     objects,
+    printable,
     text,
     text_map,
     text_or_none,
@@ -205,7 +206,7 @@ def _read(data: bytes, shape: Shape, source: str) -> tuple[object, Report]:
     try:
         document = jsontext.loads(data)
     except jsontext.JSONError as error:
-        raise ConfigError((Problem(error.pointer, f"not JSON: {error}"),), source) from None
+        raise ConfigError((Problem(printable(error.pointer), f"not JSON: {error}"),), source) from None
     # JSON spells NUL and lone surrogates by escapes only, so a text without them needs no look at each string.
     report = Report(careful=b"\\u" in data)
     return shape(document, "", report), report

@@ -48,7 +48,7 @@ class Report:
 
     def add(self, pointer: str, message: str, clause: str = "") -> None:
         if len(self.problems) < MOST:
-            self.problems.append(Problem(pointer, message, clause))
+            self.problems.append(Problem(printable(pointer), message, clause))
 
     def cite(self, clause: str, since: int) -> None:
         """Give the problems from number `since` on their clause, where they have none yet."""
@@ -59,9 +59,15 @@ class Report:
         """Whether something at, below or around `pointer` could not be read: then nothing follows from its value."""
         if not self._doubted:
             return False
+        pointer = printable(pointer)
         if pointer in self._doubted or pointer in self._above:
             return True
         return not self._doubted.isdisjoint(_ancestors(pointer))
+
+
+def printable(pointer: str) -> str:
+    """A pointer as an error message shows it: odd characters the way a JSON string spells them (RFC 6901, section 5)."""
+    return pointer if pointer.isprintable() else quote(pointer)[1:-1]
 
 
 def _ancestors(pointer: str) -> list[str]:

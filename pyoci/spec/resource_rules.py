@@ -56,7 +56,7 @@ def memory(resources: Resources, where: str, report: Report) -> None:
     ):
         _at_least(value, -1, f"{where}/{name}", report)
     _range(memory.swappiness, 0, 100, where + "/swappiness", report)
-    if memory.swap is not None and memory.swap > 0:
+    if memory.swap is not None and memory.swap > 0 and not report.unreliable(where + "/limit"):
         if memory.limit is None or memory.limit < 1:
             report.add(where + "/swap", "needs a memory limit: it is the limit of memory and swap together")
         elif memory.swap < memory.limit:

@@ -57,7 +57,7 @@ def check(seccomp: Seccomp, report: Report) -> None:
     for index, name in enumerate(seccomp.flags):
         if name not in FLAGS:
             report.add(f"{WHERE}/flags/{index}", one_of(name, FLAGS))
-    if seccomp.listener_metadata and not seccomp.listener_path:
+    if seccomp.listener_metadata and not (seccomp.listener_path or report.unreliable(f"{WHERE}/listenerPath")):
         report.add(f"{WHERE}/listenerMetadata", "must be absent without listenerPath")
     for number, rule in enumerate(seccomp.syscalls):
         where = f"{WHERE}/syscalls/{number}"
