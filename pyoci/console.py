@@ -5,20 +5,19 @@ from __future__ import annotations
 import errno
 import posix
 import select
-from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
 from _struct import calcsize, unpack_from
 from fcntl import ioctl
 
 from pyoci import signals
 from pyoci.errors import PyociError
+from pyoci.kernel.flags import TIOCGWINSZ, TIOCSWINSZ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-TIOCGWINSZ, TIOCSWINSZ = 0x5413, 0x5414  # asm-generic/ioctls.h
 WINDOW = 8  # sizeof(struct winsize)
-MSG_CMSG_CLOEXEC = 0x40000000
 END_OF_FILE = b"\x04"  # what a terminal in its usual mode makes an end of file of (VEOF, termios(3))
 CHUNK = 4096  # poll(2) promises room for that much in a pipe, so a write of it does not wait
 REST = 64 * 1024  # bytes; the kernel's limit of what waits in a terminal (drivers/tty/tty_buffer.c)

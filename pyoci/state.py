@@ -29,6 +29,7 @@ __all__ = (
     "ids",
     "open_init",
     "process",
+    "read_file",
     "status",
     "timestamp",
 )
