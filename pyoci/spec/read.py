@@ -66,7 +66,7 @@ class Report:
 
 
 def printable(pointer: str) -> str:
-    """A pointer as an error message shows it: odd characters the way a JSON string spells them (RFC 6901, section 5)."""
+    """A pointer as an error message shows it: odd characters as a JSON string spells them (RFC 6901, section 5)."""
     return pointer if pointer.isprintable() else quote(pointer)[1:-1]
 
 
