@@ -129,8 +129,11 @@ class Session:
         assert control is not None
         last = -1
         barriers = self.program.barriers
+        early: list[bytes] = []
         while True:
-            message = self._receive(control)
+            # What the container's first process says can overtake what the stage says about it: it waits until we know
+            # whom we are talking to.
+            message = early.pop() if early and not self.stage else self._receive(control)
             if not message:
                 if self.stage:
                     self._reap_stage()
@@ -143,6 +146,9 @@ class Session:
                 self.pid = value
                 self._reap_stage()
             elif kind == AT_BARRIER:
+                if self.stage:
+                    early.append(message)
+                    continue
                 last = index
                 run_ops(barriers[index], self._perform)
                 try:
@@ -212,6 +218,8 @@ def perform_write(op: Op, pid: int) -> None:
     """The runtime's `write(path, data)`; data may be `@pid`."""
     path, data = op.args
     assert isinstance(path, bytes)
+    # "0" in cgroup.procs means whoever writes it: that would be us
+    assert pid > 0 or (not isinstance(data, Ref) and b"@pid" not in path)
     content = b"%d" % pid if isinstance(data, Ref) else data
     assert isinstance(content, bytes)
     write(substitute(path, pid), content)

@@ -23,10 +23,10 @@ def explain(failure: Failure) -> PyociError:
     if op.origin == ARGS:
         # what engines look for comes first: exec: "name": executable file not found in $PATH
         if op.hint.endswith("$PATH") and failure.errno == ENOENT:
-            return PyociError(f"{op.hint} ({ARGS}: {call(op)}: {said})")
+            return PyociError(f"{op.hint} ({ARGS}: {call(op, False)}: {said})")
         name = op.hint.partition(": executable")[0]
-        return PyociError(f"{name}: {said} ({ARGS}: {call(op)})")
-    return CallError(op.origin, call(op), failure.errno, said, failure.detail, op.hint)
+        return PyociError(f"{name}: {said} ({ARGS}: {call(op, False)})")
+    return CallError(op.origin, call(op, False), failure.errno, said, failure.detail, op.hint)
 
 
 def died(message: str, cgroup_paths: dict[str, str], kills_before: int = 0) -> PyociError:

@@ -171,13 +171,21 @@ def argument(op: Op, position: int) -> str:
     return _value(value)
 
 
-def call(op: Op) -> str:
-    """`call(arguments)`, with `= @name` where its result is kept."""
+def call(op: Op, environment: bool = True) -> str:
+    """`call(arguments)`, with `= @name` where its result is kept; without `environment`, only how large execve's is.
+
+    An error message must not show it: environments hold passwords, and logs have more readers than config.json.
+    """
     count = len(op.args)
     if op.call == "prctl":
         while count > 2 and op.args[count - 1] == 0:  # noqa: PLR2004 - prctl's unused arguments say nothing
             count -= 1
-    shown = ", ".join(argument(op, position) for position in range(count))
+    words = [argument(op, position) for position in range(count)]
+    if op.call == "execve" and not environment:
+        vector = op.args[2]
+        assert isinstance(vector, Vector)
+        words[2] = f"<{len(vector.items)} variables>"
+    shown = ", ".join(words)
     return f"{op.call}({shown})" + (f" = @{op.result}" if op.result else "")
 
 
