@@ -110,6 +110,12 @@ class Directory:
             raise
         return cls(id, f"{root}/{id}", fd, root_fd)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the directory, and of the lock."""
         if self.fd >= 0:

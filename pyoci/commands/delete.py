@@ -27,9 +27,9 @@ def run(settings: Globals, options: Parsed) -> int:
     """
     force = options.flag("force")
     try:
-        store = Store.open(settings.root, options.args[0])
-        store.lock()
-        delete(store, force)
+        with Store.open(settings.root, options.args[0]) as store:
+            store.lock()
+            delete(store, force)
     except NotFound:
         if not force:
             raise

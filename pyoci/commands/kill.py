@@ -18,9 +18,9 @@ def run(settings: Globals, options: Parsed) -> int:
     """runtime.md#kill.  Takes no lock: a signal must get through while another command waits for the container."""
     number = signals.parse(options.args[1]) if len(options.args) > 1 else signals.SIGTERM
     everyone = options.flag("all")
-    store = Store.open(settings.root, options.args[0])
-    state = store.load()
-    found = status(store, state)
+    with Store.open(settings.root, options.args[0]) as store:
+        state = store.load()
+        found = status(store, state)
     if everyone and state.cgroup_paths:
         from pyoci.cgroup.live import signal_all
 

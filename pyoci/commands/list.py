@@ -43,23 +43,19 @@ def run(settings: Globals, options: Parsed) -> int:
 
 def _entry(root: str, name: str) -> dict[str, Any] | None:
     try:
-        store = Store.open(root, name)
+        with Store.open(root, name) as store:
+            try:
+                state = store.load()
+            except NotFound:
+                if not store.busy():
+                    log.warning(f"container {name!r}: its creation was cut off; `pyoci delete {name}` cleans up")
+                return None
+            return document(state, status(store, state))
     except NotFound:
         return None  # deleted between listing and looking
     except PyociError as error:
         log.warning(str(error))
         return None
-    try:
-        state = store.load()
-        return document(state, status(store, state))
-    except NotFound:
-        if not store.busy():
-            log.warning(f"container {name!r}: its creation was cut off; `pyoci delete {name}` cleans up")
-    except PyociError as error:
-        log.warning(str(error))
-    finally:
-        store.close()
-    return None
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

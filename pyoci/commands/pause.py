@@ -14,10 +14,10 @@ def run(settings: Globals, options: Parsed) -> int:
     """The container's status becomes "paused"."""
     from pyoci.cgroup.live import freeze
 
-    store = Store.open(settings.root, options.args[0])
-    store.lock()
-    state = store.load()
-    if status(store, state) not in ("created", "running"):
-        raise WrongState(f"container {state.id!r}: container not running")
-    freeze(state.cgroup_paths)
+    with Store.open(settings.root, options.args[0]) as store:
+        store.lock()
+        state = store.load()
+        if status(store, state) not in ("created", "running"):
+            raise WrongState(f"container {state.id!r}: container not running")
+        freeze(state.cgroup_paths)
     return 0

@@ -24,7 +24,8 @@ def run(settings: Globals, options: Parsed) -> int:
     form = options.text("format", "table")
     if form not in ("table", "json"):
         raise UsageError("invalid format option")
-    state = Store.open(settings.root, options.args[0]).load()
+    with Store.open(settings.root, options.args[0]) as store:
+        state = store.load()
     pids = sorted(procs(state.cgroup_paths)) if state.cgroup_paths else []
     if form == "json":
         output(dumps(pids) + "\n")

@@ -14,10 +14,10 @@ def run(settings: Globals, options: Parsed) -> int:
     """The container's status becomes again what it was before pause."""
     from pyoci.cgroup.live import thaw
 
-    store = Store.open(settings.root, options.args[0])
-    store.lock()
-    state = store.load()
-    if status(store, state) != "paused":
-        raise WrongState(f"container {state.id!r}: container not paused")
-    thaw(state.cgroup_paths)
+    with Store.open(settings.root, options.args[0]) as store:
+        store.lock()
+        state = store.load()
+        if status(store, state) != "paused":
+            raise WrongState(f"container {state.id!r}: container not paused")
+        thaw(state.cgroup_paths)
     return 0

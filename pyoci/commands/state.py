@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def run(settings: Globals, options: Parsed) -> int:
     """runtime.md#query-state."""
-    store = Store.open(settings.root, options.args[0])
-    state = store.load()
-    output(dumps(document(state, status(store, state)), indent=True) + "\n")
+    with Store.open(settings.root, options.args[0]) as store:
+        state = store.load()
+        shown = document(state, status(store, state))
+    output(dumps(shown, indent=True) + "\n")
     return 0
