@@ -66,6 +66,17 @@ def exit_status(status: int) -> int:
     return posix.WEXITSTATUS(status) if posix.WIFEXITED(status) else 128 + posix.WTERMSIG(status)
 
 
+def match_window(master: int) -> None:
+    """Give the terminal whose master end this is the size of the caller's, if the caller has one."""
+    for descriptor in (0, 1, 2):
+        if posix.isatty(descriptor):
+            try:
+                ioctl(master, TIOCSWINSZ, ioctl(descriptor, TIOCGWINSZ, bytes(WINDOW)))
+            except OSError:
+                pass  # one of them has gone away
+            return
+
+
 def attend(pid: int, pidfd: int, master: int | None = None) -> int:
     """Stay with our child `pid` until it ends, and return its exit status as shells say it.
 
@@ -81,8 +92,8 @@ def attend(pid: int, pidfd: int, master: int | None = None) -> int:
             pass
 
     def resize(number: int, frame: object) -> None:
-        if terminal is not None:
-            terminal.resize()
+        if master is not None:
+            match_window(master)
 
     before: list[tuple[int, object]] = []
     try:
@@ -91,7 +102,7 @@ def attend(pid: int, pidfd: int, master: int | None = None) -> int:
             terminal.enter()
         before = signals.catch(FORWARDED, pass_on) + signals.catch((signals.SIGWINCH,), resize)
         if terminal is not None:
-            terminal.resize()
+            match_window(terminal.master)
             terminal.copy_until(pidfd)
         else:
             poll = select.poll()
@@ -110,7 +121,6 @@ class _Terminal:
     def __init__(self, master: int) -> None:
         self.master = master
         self.saved: list[Any] | None = None
-        self.window = next((fd for fd in (0, 1, 2) if posix.isatty(fd)), -1)
 
     def enter(self) -> None:
         """Raw mode: every key is the container's (cfmakeraw of termios(3))."""
@@ -141,15 +151,6 @@ class _Terminal:
                 pass  # the terminal is gone
             finally:
                 signals.restore(before)
-
-    def resize(self) -> None:
-        """Give the container's terminal the size of ours."""
-        if self.window < 0:
-            return
-        try:
-            ioctl(self.master, TIOCSWINSZ, ioctl(self.window, TIOCGWINSZ, bytes(WINDOW)))
-        except OSError:
-            pass  # one of them has gone away
 
     def copy_until(self, pidfd: int) -> None:
         """Copy both ways until the process ends, then the rest of its output."""
