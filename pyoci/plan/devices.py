@@ -170,9 +170,9 @@ def _add(plan: DevicePlan, node: _Node, origin: str, by_bind: bool) -> None:
         )
     )
     if node.uid or node.gid:
+        # takes the set-id bits of the mode away, which mean nothing on a device; fchmodat would bring them back, and
+        # follow a link that somebody with the same volume put in the node's place
         ops.append(Op("fchownat", (Ref(node.parent), node.name, node.uid, node.gid, k.AT_SYMLINK_NOFOLLOW), origin))
-        if node.mode & 0o6000:
-            ops.append(Op("fchmodat", (Ref(node.parent), node.name, node.mode), origin))
 
 
 def null_source() -> list[Op]:
