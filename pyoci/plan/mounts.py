@@ -59,7 +59,8 @@ def plan_mounts(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str
     for index, mount in enumerate(spec.mounts):
         origin = f"/mounts/{index}"
         options = MountOptions(mount.options)
-        if options.remount:
+        if options.remount or not (mount.type or options.bind):
+            # without a type there is nothing to mount: a change of propagation, as mount(8) takes it
             _remount(plan, mount, options, origin)
         elif options.bind:
             _bind(plan, index, source_path(mount, bundle), mount.destination, options, host, shared_root)
@@ -125,7 +126,8 @@ def _filesystem(plan: MountPlan, index: int, type_: str, mount: Mount, options: 
         )
     )
     source = mount.source or type_
-    ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"source", source.encode(), f"{origin}/source"))
+    asked = f"{origin}/source" if mount.source else origin
+    ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"source", source.encode(), asked))
     on, _ = options.attr
     late_readonly = on & k.MOUNT_ATTR_RDONLY and type_ == "tmpfs"
     if late_readonly:
@@ -166,7 +168,7 @@ def _remount(plan: MountPlan, mount: Mount, options: MountOptions, origin: str) 
     """Change what is mounted at the destination: its mount (`bind`), or its superblock as well."""
     path = relative(mount.destination)
     plan.ops.append(openat2("rootfs", path, HANDLE, SCOPED, origin, "target"))
-    if not options.bind:
+    if options.remount and not options.bind:
         plan.ops.append(Op("fspick", (Ref("target"), b"", k.FSPICK_CLOEXEC | k.FSPICK_EMPTY_PATH), origin, "fs"))
         on, off = options.attr
         if on & k.MOUNT_ATTR_RDONLY:

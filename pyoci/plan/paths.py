@@ -57,6 +57,9 @@ def make_directories(path: str, origin: str, result: str, root: str = "rootfs", 
     parent = root
     for count, name in enumerate(components, 1):
         here = "/".join(components[:count]).encode()
+        if name == "..":
+            ops.append(openat2(root, here, HANDLE | k.O_DIRECTORY, SCOPED, origin, result))
+            continue
         ops.append(
             openat2(
                 root,
@@ -97,7 +100,8 @@ def place(path: str, kind: str, origin: str, result: str, resolve: int = SCOPED)
                 mode=0o644,
             )
         )
-    return [openat2("rootfs", relative(path), HANDLE, resolve, origin, result, tolerate=(ENOENT,), otherwise=create)]
+    missing = (ENOENT,) if create else ()
+    return [openat2("rootfs", relative(path), HANDLE, resolve, origin, result, tolerate=missing, otherwise=create)]
 
 
 def close(name: str, origin: str) -> Op:
