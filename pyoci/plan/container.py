@@ -21,6 +21,7 @@ from pyoci.plan.cgroups import plan_cgroups
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
 from pyoci.plan.paths import HANDLE, close, make_directories, openat2
 from pyoci.plan.process import plan_process
+from pyoci.spec.linux_rules import sysctl_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     if process is not None and process.oom_score_adj is not None:
         # inherited by the container; before we stop being dumpable, which would make the file root's
         ops += write_file(k.AT_FDCWD, b"/proc/self/oom_score_adj", str(process.oom_score_adj), "/process/oomScoreAdj")
-    if privileged:
+    # Before we are anywhere that hostile processes are.  Only where we make a user namespace without privileges it is
+    # later: while we are not dumpable, its maps are not ours to write.
+    hidden = privileged or "user" not in names.new
+    if hidden:
         ops.append(Op("prctl", (k.PR_SET_DUMPABLE, 0, 0, 0, 0), LIFECYCLE))
     ops += cgroups.before_clone
     ops += ns.open_joined(names)
@@ -144,7 +148,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops += ns.id_maps(spec.linux, host, names)
     ops += cgroups.enter
     ops += ns.become_root(names)
-    if not privileged:
+    if not hidden:
         ops.append(Op("prctl", (k.PR_SET_DUMPABLE, 0, 0, 0, 0), LIFECYCLE))
     ops.append(Op("setsid", (), LIFECYCLE))
     ops.append(Op("umask", (0,), LIFECYCLE))
@@ -221,12 +225,13 @@ def _place_root(spec: Spec, own_mounts: bool) -> list[Op]:
     replaces."""
     if not own_mounts:
         return []
-    slave = spec.linux.rootfs_propagation in ("", "slave", "rslave")
+    asked = spec.linux.rootfs_propagation
+    slave = asked in ("", "slave", "rslave")
     return [
         mounts.setattr_op(
             "rootfs",
             mounts.TREE,
-            "/linux/rootfsPropagation",
+            "/linux/rootfsPropagation" if asked else "config-linux.md#rootfs-mount-propagation",
             propagation=k.MS_SLAVE if slave else k.MS_PRIVATE,
         ),
         Op(
@@ -276,7 +281,7 @@ def _sysctl(spec: Spec) -> list[Op]:
     ops: list[Op] = []
     resolve = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_XDEV
     for key, value in spec.linux.sysctl.items():
-        path = key if "/" in key else key.replace(".", "/")
+        path = sysctl_path(key) or ""
         origin = "/linux/sysctl/" + key.replace("~", "~0").replace("/", "~1")
         data = value.encode()
         ops.append(openat2("proc", b"sys/" + path.encode(), k.O_WRONLY | k.O_CLOEXEC, resolve, origin, "file"))
@@ -365,5 +370,5 @@ def _process(
     if spec.hooks.start_container:
         ops.append(Op("hooks", (b"startContainer",), "/hooks/startContainer", performer=RUNTIME))
     if process is None:
-        ops.append(Op("expect", (Buffer("none", 8), 1, 1, EINVAL), "/process", hint="start needs a process"))
+        ops.append(Op("expect", (Buffer("none", 8), 1, 1, EINVAL), "runtime.md#start", hint="start needs a process"))
     return ops + begin

@@ -144,5 +144,5 @@ def plan_hook(hook: AnyHook, target: Target, origin: str) -> list[Op]:
     ops += enter(target, origin, True)
     argv = [word.encode() for word in hook.args] or [hook.path.encode()]
     envp = [entry.encode() for entry in hook.env or ()]
-    ops.append(Op("execve", (hook.path.encode(), Vector(argv), Vector(envp)), f"{origin}/path"))
+    ops.append(Op("execve", (hook.path.encode(), Vector(argv), Vector(envp)), origin))
     return ops

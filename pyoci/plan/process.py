@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 NNP = "/process/noNewPrivileges"
 USER = "/process/user"
+USER_CLAUSE = "config.md#posix-platform-user"
 CAPS = "/process/capabilities"
+CAPS_CLAUSE = "config.md#linux-process"
 ARGS = "/process/args"
 SECCOMP = "/linux/seccomp"
 SYS_ADMIN = 1 << CAPABILITIES["CAP_SYS_ADMIN"]
@@ -79,7 +81,7 @@ def ungranted(capabilities: Capabilities | None, host: Host, granted: int) -> li
     return asked
 
 
-def capset(effective: int, permitted: int, inheritable: int, origin: str = CAPS) -> Op:
+def capset(effective: int, permitted: int, inheritable: int, origin: str) -> Op:
     """capset(2) with 64-bit masks."""
     low = 0xFFFFFFFF
     data = Struct(
@@ -135,27 +137,30 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
     ]
     prepare += _cwd_before(process.cwd)
     dropped = granted & ~sets.bounding
+    origin = f"{CAPS}/bounding" if process.capabilities and process.capabilities.bounding else CAPS_CLAUSE
     for number in range(host.last_cap + 1):
         if dropped >> number & 1:
-            prepare.append(Op("prctl", (k.PR_CAPBSET_DROP, number, 0, 0, 0), f"{CAPS}/bounding"))
+            prepare.append(Op("prctl", (k.PR_CAPBSET_DROP, number, 0, 0, 0), origin))
     if user.uid and chown_stdio:
         # a stream whose owner this user namespace does not map stays as it is, as does one on a read-only file system
         refused = (EPERM, EINVAL, EROFS)
         prepare += [
             Op("fchown", (number, user.uid, k.UINT_MAX), f"{USER}/uid", tolerate=refused) for number in chown_stdio
         ]
-    prepare.append(Op("prctl", (k.PR_SET_KEEPCAPS, 1, 0, 0, 0), USER))
+    prepare.append(Op("prctl", (k.PR_SET_KEEPCAPS, 1, 0, 0, 0), CAPS_CLAUSE))
     if drop_groups:
         groups = b"".join(gid.to_bytes(4, "little") for gid in user.additional_gids)
         words = f"{list(user.additional_gids)}"
-        prepare.append(Op("setgroups", (len(user.additional_gids), Blob(groups, words)), f"{USER}/additionalGids"))
-    prepare.append(Op("setresgid", (user.gid, user.gid, user.gid), f"{USER}/gid"))
-    prepare.append(Op("setresuid", (user.uid, user.uid, user.uid), f"{USER}/uid"))
+        origin = f"{USER}/additionalGids" if groups else USER_CLAUSE
+        prepare.append(Op("setgroups", (len(user.additional_gids), Blob(groups, words)), origin))
+    # an id of 0 may be there or not
+    prepare.append(Op("setresgid", (user.gid, user.gid, user.gid), f"{USER}/gid" if user.gid else USER_CLAUSE))
+    prepare.append(Op("setresuid", (user.uid, user.uid, user.uid), f"{USER}/uid" if user.uid else USER_CLAUSE))
     # setresuid made us dumpable as the new user's process; while we wait we are nobody's to trace (CVE-2016-9962)
     prepare.append(Op("prctl", (k.PR_SET_DUMPABLE, 0, 0, 0, 0), "runtime.md#lifecycle"))
     late_caps = _privileges(plan, process, sets, seccomp_flags)
     umask = 0o022 if user.umask is None else user.umask
-    prepare.append(Op("umask", (umask,), f"{USER}/umask"))
+    prepare.append(Op("umask", (umask,), USER_CLAUSE if user.umask is None else f"{USER}/umask"))
     prepare += _cwd_after(process.cwd)
     candidates = _candidates(process)
     prepare += _find(process, candidates)
@@ -193,13 +198,14 @@ def _privileges(plan: ProcessPlan, process: Process, sets: CapabilitySets, secco
     """Capability sets and no_new_privs; returns the ops that must wait until the filter is loaded."""
     prepare = plan.prepare
     late: list[Op] = []
+    origin = CAPS_CLAUSE if process.capabilities is None else CAPS
     needs_admin = seccomp_flags is not None and not process.no_new_privileges
     if needs_admin and not sets.effective & SYS_ADMIN:
         # Without no_new_privs only CAP_SYS_ADMIN may load a filter: it is kept that long and dropped right after.
-        prepare.append(capset(sets.effective | SYS_ADMIN, sets.permitted | SYS_ADMIN, sets.inheritable))
-        late.append(capset(sets.effective, sets.permitted, sets.inheritable))
+        prepare.append(capset(sets.effective | SYS_ADMIN, sets.permitted | SYS_ADMIN, sets.inheritable, SECCOMP))
+        late.append(capset(sets.effective, sets.permitted, sets.inheritable, origin))
     else:
-        prepare.append(capset(sets.effective, sets.permitted, sets.inheritable))
+        prepare.append(capset(sets.effective, sets.permitted, sets.inheritable, origin))
     for number in range(sets.ambient.bit_length()):
         if sets.ambient >> number & 1:
             prepare.append(Op("prctl", (k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, number, 0, 0), f"{CAPS}/ambient"))
