@@ -1,0 +1,262 @@
+"""Hypothesis strategies for what a plan is made from: config.json documents, hosts, options.
+
+Documents are what spec.load accepts, so a test loads them as the runtime does and can look pointers up in them.
+Small worlds of names make the interesting things collide: a mount below another, a device that is a default one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from pyoci.host import Host
+from pyoci.kernel.capabilities import CAPABILITIES
+from pyoci.kernel.flags import NAMESPACES, RLIMITS
+from pyoci.plan.container import PlanOptions
+
+Json = dict[str, Any]
+
+BUNDLE = "/bundle"
+EVERYTHING = (1 << 41) - 1
+SYS_ADMIN = 1 << CAPABILITIES["CAP_SYS_ADMIN"]
+V1 = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "pids", "blkio", "name=systemd")
+
+places = st.sampled_from(
+    ("/", "/a", "/a/b", "/a/b/c", "/etc/hosts", "/proc", "/sys", "/dev", "/dev/shm", "/a/../b", "//a")
+)
+sources = st.sampled_from(("/src", "/src/file", "relative", "/dev/null", "/a b/ü"))
+ids = st.sampled_from((0, 1, 1000, 65534, 2**32 - 2))
+
+
+def optional(**members: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
+    """Objects that have any of `members`."""
+    return st.fixed_dictionaries({}, optional=members)
+
+
+names = st.lists(st.sampled_from((*sorted(CAPABILITIES), "CAP_FROM_THE_FUTURE")), unique=True, max_size=6)
+capabilities = optional(bounding=names, effective=names, permitted=names, inheritable=names, ambient=names)
+
+users = st.fixed_dictionaries(
+    {"uid": ids, "gid": ids},
+    optional={"umask": st.integers(0, 0o777), "additionalGids": st.lists(ids, max_size=4)},
+)
+
+
+@st.composite
+def rlimits(draw: st.DrawFn) -> list[Json]:
+    kinds = draw(st.lists(st.sampled_from(sorted(RLIMITS)), unique=True, max_size=3))
+    limits = [sorted(draw(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)))) for _ in kinds]
+    return [{"type": kind, "soft": soft, "hard": hard} for kind, (soft, hard) in zip(kinds, limits, strict=True)]
+
+
+processes = st.fixed_dictionaries(
+    {
+        "cwd": st.sampled_from(("/", "/home/user", "/a/../b", "//")),
+        "args": st.sampled_from((["sh"], ["/bin/sh", "-c", "true"], ["./x", ""], ["ü", "\n"])),
+    },
+    optional={
+        "user": users,
+        "env": st.lists(st.sampled_from(("PATH=/a:/b::/c", "PATH=", "HOME=/", "A=\n", "X=ü")), max_size=3),
+        "terminal": st.booleans(),
+        "consoleSize": st.fixed_dictionaries({"height": st.integers(0, 99), "width": st.integers(0, 99)}),
+        "capabilities": capabilities,
+        "rlimits": rlimits(),
+        "noNewPrivileges": st.booleans(),
+        "oomScoreAdj": st.integers(-1000, 1000),
+    },
+)
+
+ATTRIBUTES = (
+    "ro",
+    "rw",
+    "nosuid",
+    "suid",
+    "nodev",
+    "noexec",
+    "relatime",
+    "noatime",
+    "strictatime",
+    "nodiratime",
+    "rro",
+)
+PROPAGATIONS = ("rprivate", "private", "rslave", "slave", "shared", "rshared", "unbindable", "runbindable")
+
+
+def options(*extra: str) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from((*ATTRIBUTES, *PROPAGATIONS[:4], *extra)), max_size=4)
+
+
+@st.composite
+def mounts(draw: st.DrawFn) -> Json:
+    kind = draw(st.sampled_from(("proc", "tmpfs", "devpts", "sysfs", "mqueue", "cgroup", "bind", "remount", "change")))
+    mount: Json = {"destination": draw(places)}
+    if kind == "bind":
+        mount["source"] = draw(sources)
+        mount["options"] = [draw(st.sampled_from(("bind", "rbind"))), *draw(options())]
+        if draw(st.booleans()):
+            mount["type"] = draw(st.sampled_from(("bind", "none")))
+    elif kind == "remount":
+        mount["options"] = ["remount", *draw(options("bind", "sync"))]
+        mount["source"] = "none"
+    elif kind == "change":
+        mount["options"] = [draw(st.sampled_from(PROPAGATIONS)), *draw(options())]
+    else:
+        mount["type"] = kind
+        if draw(st.booleans()):
+            mount["source"] = draw(st.sampled_from((kind, "shm")))
+        if draw(st.booleans()):
+            extra = {"tmpfs": ("size=1k", "mode=755", "sync"), "devpts": ("newinstance", "ptmxmode=0666")}
+            mount["options"] = draw(options(*extra.get(kind, ())))
+    return mount
+
+
+hook = st.fixed_dictionaries(
+    {"path": st.sampled_from(("/bin/true", "/a b"))},
+    optional={
+        "args": st.lists(st.sampled_from(("a", "")), max_size=2),
+        "env": st.just(["A=b"]),
+        "timeout": st.just(1),
+    },
+)
+some_hooks = st.lists(hook, max_size=2)
+hooks = optional(
+    prestart=some_hooks,
+    createRuntime=some_hooks,
+    createContainer=some_hooks,
+    startContainer=some_hooks,
+    poststart=some_hooks,
+    poststop=some_hooks,
+)
+
+devices = st.fixed_dictionaries(
+    {"type": st.sampled_from("cbup"), "major": st.integers(0, 4095), "minor": st.integers(0, 2**20 - 1)},
+    optional={"fileMode": st.integers(0, 0o7777), "uid": ids, "gid": ids},
+)
+
+
+@st.composite
+def device_lists(draw: st.DrawFn) -> list[Json]:
+    paths = draw(st.lists(st.sampled_from(("/dev/null", "/dev/fuse", "/x", "/a/b/dev")), unique=True, max_size=2))
+    return [{"path": path, **draw(devices)} for path in paths]
+
+
+rules = st.fixed_dictionaries(
+    {"allow": st.booleans()},
+    optional={
+        "type": st.sampled_from("bc"),
+        "major": st.integers(0, 300),
+        "minor": st.integers(0, 300),
+        "access": st.sampled_from(("r", "rw", "rwm", "m")),
+    },
+)
+resources = optional(
+    devices=st.lists(rules, max_size=3),
+    pids=optional(limit=st.integers(-1, 1000)),
+    memory=optional(limit=st.integers(1 << 20, 1 << 30)),
+    cpu=optional(shares=st.integers(2, 1024)),
+)
+seccomp = st.fixed_dictionaries(
+    {"defaultAction": st.sampled_from(("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW"))},
+    optional={
+        "flags": st.lists(
+            st.sampled_from(("SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")), unique=True
+        ),
+        "syscalls": st.just([{"names": ["getcwd"], "action": "SCMP_ACT_ALLOW"}]),
+    },
+)
+
+
+def _within(process: Json, size: int) -> None:
+    """Cut the process's ids to those that are mapped."""
+    user = process.get("user", {})
+    user.update({key: min(user[key], size - 1) for key in ("uid", "gid") if key in user})
+    if "additionalGids" in user:
+        user["additionalGids"] = [min(gid, size - 1) for gid in user["additionalGids"]]
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> Json:
+    """A config.json that loads."""
+    document: Json = {"ociVersion": "1.2.0", "root": {"path": draw(st.sampled_from(("rootfs", "/abs/root")))}}
+    if draw(st.booleans()):
+        document["root"]["readonly"] = draw(st.booleans())
+    linux: Json = {}
+    spaces = draw(st.one_of(st.just(sorted(NAMESPACES)), st.lists(st.sampled_from(sorted(NAMESPACES)), unique=True)))
+    joined = draw(st.lists(st.sampled_from(sorted(NAMESPACES)), unique=True, max_size=2))
+    linux["namespaces"] = [
+        {"type": kind, "path": f"/run/ns/{kind}"} if kind in joined else {"type": kind} for kind in spaces
+    ]
+    new = [kind for kind in spaces if kind not in joined]
+    if "user" in new:
+        size = draw(st.sampled_from((1, 65536)))
+        mapping = {"containerID": 0, "hostID": draw(st.sampled_from((0, 100000))), "size": size}
+        linux["uidMappings"] = linux["gidMappings"] = [mapping]
+    if draw(st.booleans()):
+        document["process"] = process = draw(processes)
+        if "user" in new:
+            _within(process, size)
+    document["mounts"] = draw(st.lists(mounts(), max_size=5))
+    if "uts" in spaces and draw(st.booleans()):
+        document["hostname"] = draw(st.sampled_from(("", "name")))
+        document["domainname"] = "domain"
+    if draw(st.booleans()):
+        document["hooks"] = draw(hooks)
+    sysctl = {"network": "net.ipv4.ip_forward", "ipc": "kernel.shmmax"}
+    linux["sysctl"] = {key: "1" for kind, key in sysctl.items() if kind in spaces and draw(st.booleans())}
+    if "time" in new and draw(st.booleans()):
+        linux["timeOffsets"] = {"monotonic": {"secs": 5, "nanosecs": 6}}
+    linux |= draw(
+        optional(
+            devices=device_lists(),
+            resources=resources,
+            seccomp=seccomp,
+            rootfsPropagation=st.sampled_from(PROPAGATIONS),
+            maskedPaths=st.lists(places, max_size=2),
+            readonlyPaths=st.lists(places, max_size=2),
+            cgroupsPath=st.sampled_from(("/group", "relative/group")),
+        )
+    )
+    document["linux"] = linux
+    return document
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> Host:
+    """A machine, and somebody on it: mostly root, with everything or with less."""
+    host = Host()
+    host.kernel = draw(st.sampled_from(((5, 14), (6, 1), (6, 12))))
+    host.arch = draw(st.sampled_from(("x86_64", "aarch64")))
+    if draw(st.integers(0, 3)) == 0:
+        host.uid = host.gid = host.euid = 1000
+    host.last_cap = draw(st.sampled_from((39, 40)))
+    everything = (2 << host.last_cap) - 1
+    host.bounding = draw(st.sampled_from((everything, everything & ~1)))
+    less = host.bounding & draw(st.sampled_from((everything, SYS_ADMIN, everything & ~SYS_ADMIN)))
+    host.capabilities = 0 if host.euid else less
+    host.initial_user_namespace = draw(st.booleans())
+    host.cgroup_mode = draw(st.sampled_from(("v1", "v2", "hybrid", "none")))
+    if host.cgroup_mode in ("v1", "hybrid"):
+        host.cgroup_mounts = {name: f"/sys/fs/cgroup/{name.removeprefix('name=')}" for name in V1}
+        host.cgroup_self = dict.fromkeys(V1, "/own")
+    if host.cgroup_mode in ("v2", "hybrid"):
+        host.cgroup_mounts[""] = "/sys/fs/cgroup" + ("/unified" if host.cgroup_mode == "hybrid" else "")
+        host.cgroup_self[""] = draw(st.sampled_from(("/", "/own/process")))
+    if host.cgroup_mode == "v2":
+        host.cgroup_controllers = ("cpuset", "cpu", "io", "memory", "pids")
+    host.stdio_pipes = draw(st.sampled_from(((), (1,), (0, 1, 2))))
+    kinds = st.sampled_from(("dir", "file", "none"))
+    host.source_types = {path: draw(kinds) for path in ("/src", "/src/file", f"{BUNDLE}/relative", "/dev/null")}
+    return host
+
+
+plan_options = st.builds(
+    PlanOptions,
+    st.just("id"),
+    st.just(BUNDLE),
+    listen=st.booleans(),
+    console=st.sampled_from((None, "console")),
+    preserve_fds=st.sampled_from((0, 3)),
+    no_pivot=st.booleans(),
+    no_new_keyring=st.booleans(),
+)
