@@ -36,7 +36,7 @@ RESOLVE = _names(
     "RESOLVE_NO_XDEV", "RESOLVE_NO_MAGICLINKS", "RESOLVE_NO_SYMLINKS", "RESOLVE_BENEATH", "RESOLVE_IN_ROOT"
 )
 AT = _names("AT_SYMLINK_NOFOLLOW", "AT_EACCESS", "AT_EMPTY_PATH", "AT_RECURSIVE")
-TREE = {"OPEN_TREE_CLONE": 1, **_names("O_CLOEXEC", "AT_EMPTY_PATH", "AT_RECURSIVE")}
+TREE = _names("OPEN_TREE_CLONE", "O_CLOEXEC", "AT_EMPTY_PATH", "AT_RECURSIVE")
 ATTR = _names(
     "MOUNT_ATTR_RDONLY", "MOUNT_ATTR_NOSUID", "MOUNT_ATTR_NODEV", "MOUNT_ATTR_NOEXEC", "MOUNT_ATTR_NOATIME",
     "MOUNT_ATTR_STRICTATIME", "MOUNT_ATTR_NODIRATIME", "MOUNT_ATTR_IDMAP", "MOUNT_ATTR_NOSYMFOLLOW",
@@ -63,28 +63,28 @@ ARGUMENTS: dict[str, dict[int, dict[str, int]]] = {
     "open_tree": {2: TREE},
     "mount_setattr": {2: AT},
     "move_mount": {4: MOVE},
-    "fsopen": {1: {"FSOPEN_CLOEXEC": 1}},
-    "fsmount": {1: {"FSMOUNT_CLOEXEC": 1}, 2: ATTR},
-    "fspick": {2: {"FSPICK_CLOEXEC": 1, "FSPICK_EMPTY_PATH": 8}},
-    "socket": {1: {"SOCK_DGRAM": k.SOCK_DGRAM, "SOCK_CLOEXEC": k.SOCK_CLOEXEC}},
+    "fsopen": {1: _names("FSOPEN_CLOEXEC")},
+    "fsmount": {1: _names("FSMOUNT_CLOEXEC"), 2: ATTR},
+    "fspick": {2: _names("FSPICK_CLOEXEC", "FSPICK_EMPTY_PATH")},
+    "socket": {1: _names("SOCK_DGRAM", "SOCK_CLOEXEC")},
     "statx": {2: AT},
     "fchownat": {4: AT},
     "faccessat2": {3: AT},
     "setns": {1: CLONE},
     "unshare": {0: CLONE},
-    "umount2": {1: {"MNT_DETACH": 2}},
-    "close_range": {2: {"CLOSE_RANGE_CLOEXEC": 4}},
+    "umount2": {1: _names("MNT_DETACH")},
+    "close_range": {2: _names("CLOSE_RANGE_CLOEXEC")},
     "dup3": {2: OPEN},
-    "accept4": {3: {"SOCK_CLOEXEC": k.SOCK_CLOEXEC}},
-    "sendmsg": {2: {"MSG_NOSIGNAL": k.MSG_NOSIGNAL}},
+    "accept4": {3: _names("SOCK_CLOEXEC")},
+    "sendmsg": {2: _names("MSG_NOSIGNAL")},
 }
 CHOICES: dict[str, dict[int, dict[str, int]]] = {
     "fsconfig": {1: FSCONFIG},
     "prctl": {0: PRCTL},
     "ioctl": {1: IOCTL},
-    "socket": {0: {"AF_INET": k.AF_INET}},
-    "seccomp": {0: {"SECCOMP_SET_MODE_FILTER": 1}},
-    "keyctl": {0: {"KEYCTL_JOIN_SESSION_KEYRING": 1}},
+    "socket": {0: _names("AF_INET")},
+    "seccomp": {0: _names("SECCOMP_SET_MODE_FILTER")},
+    "keyctl": {0: _names("KEYCTL_JOIN_SESSION_KEYRING")},
 }
 FIELDS = {
     "open_how": {"flags": OPEN, "resolve": RESOLVE},
