@@ -112,12 +112,13 @@ def _supported(process: Process, options: ExecOptions) -> None:
 def target_of(state: State) -> Target:
     """How to join the container of `state`."""
     cgroup: bytes | None = None
+    opens: list[Op] = []
     enter: list[Op] = []
     if state.cgroup_paths:
         from pyoci.plan.cgroups import join_ops
 
-        cgroup, enter = join_ops(state.cgroup_paths)
-    return Target(state.pid, state.namespaces, cgroup, enter, _denies_setgroups(state))
+        cgroup, opens, enter = join_ops(state.cgroup_paths)
+    return Target(state.pid, state.namespaces, cgroup, opens, enter, _denies_setgroups(state))
 
 
 def _denies_setgroups(state: State) -> bool:

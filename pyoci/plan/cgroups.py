@@ -47,9 +47,9 @@ class CgroupPlan:
     """
     paths         controller ("" for v2) -> absolute directory; recorded in the container's state
     create        the runtime's ops before anything else: directories, controllers, limits
-    before_clone  init's ops: `@cgroup`, the v2 directory, for clone3; the device filter
+    before_clone  init's ops: `@cgroup`, the v2 directory, for clone3; the device filter; v1's files
     clone_into    that directory, or None
-    enter         the runtime's ops once `@pid` exists
+    enter         how the new process gets into v1, and what can only be written once it is there
     """
 
     __slots__ = ("before_clone", "clone_into", "create", "enter", "paths")
@@ -87,7 +87,9 @@ def plan_cgroups(spec: Spec, host: Host, id: str, rootless: bool = False) -> Cgr
     # Without root's rights no device list can be set; nor has the container a device that its user could not open.
     if resources is not None and resources.devices and not rootless:
         _devices(plan, resources, limits)
-    plan.enter = join_ops(plan.paths, origin)[1] + limits.late
+    _, opens, enter = join_ops(plan.paths, origin)
+    plan.before_clone += opens
+    plan.enter = enter + limits.late
     if limits.problems:
         raise ConfigError(limits.problems)
     return plan
@@ -103,12 +105,23 @@ def plan_update(
     return limits.ops + limits.late
 
 
-def join_ops(paths: Mapping[str, str], origin: str = PATH_CLAUSE) -> tuple[bytes | None, list[Op]]:
-    """How another process gets in: (v2 directory to be cloned into, the runtime's ops once `@pid` exists)."""
-    ops: list[Op] = []
-    for directory in dict.fromkeys(directory for controller, directory in paths.items() if controller):
-        ops.append(Op("write", (f"{directory}/cgroup.procs".encode(), Ref("pid")), origin, None, RUNTIME))
-    return paths[""].encode() if "" in paths else None, ops
+def join_ops(paths: Mapping[str, str], origin: str = PATH_CLAUSE) -> tuple[bytes | None, list[Op], list[Op]]:
+    """How another process gets in: (v2 directory to be cloned into, init's ops before clone3, init's ops after it).
+
+    v1 is entered by the process itself, writing 0 to `tasks`: moving oneself as a single thread is the one way that does
+    not wait for the kernel's threadgroup lock, and so for an RCU grace period (10 ms and more).  The files are opened
+    before the clone, because the kernel asks who opened them.
+    """
+    opens: list[Op] = []
+    enter: list[Op] = []
+    directories = dict.fromkeys(directory for controller, directory in paths.items() if controller)
+    for number, directory in enumerate(directories):
+        tasks = f"tasks{number}"
+        path = f"{directory}/tasks".encode()
+        opens.append(Op("openat", (k.AT_FDCWD, path, k.O_WRONLY | k.O_CLOEXEC), origin, tasks))
+        enter.append(Op("write", (Ref(tasks), b"0", 1), origin))
+        enter.append(Op("close", (Ref(tasks),), origin))
+    return paths[""].encode() if "" in paths else None, opens, enter
 
 
 def open_cgroup(directory: bytes, origin: str) -> Op:

@@ -33,18 +33,25 @@ class Target:
     pid             its first process, as the runtime sees it
     namespaces      types of the namespaces that are not the runtime's
     cgroup          v2 directory to be cloned into, or None
-    enter           the runtime's ops that move a process into v1 cgroups
+    opens, enter    ops that get a process into v1 cgroups, before and after its clone3
     denies_setgroups  its user namespace has given setgroups(2) up
     """
 
-    __slots__ = ("cgroup", "denies_setgroups", "enter", "namespaces", "pid")
+    __slots__ = ("cgroup", "denies_setgroups", "enter", "namespaces", "opens", "pid")
 
     def __init__(
-        self, pid: int, namespaces: Sequence[str], cgroup: bytes | None, enter: Sequence[Op], denies_setgroups: bool
+        self,
+        pid: int,
+        namespaces: Sequence[str],
+        cgroup: bytes | None,
+        opens: Sequence[Op],
+        enter: Sequence[Op],
+        denies_setgroups: bool,
     ) -> None:
         self.pid = pid
         self.namespaces = tuple(namespaces)
         self.cgroup = cgroup
+        self.opens = tuple(opens)
         self.enter = tuple(enter)
         self.denies_setgroups = denies_setgroups
 
@@ -67,6 +74,7 @@ def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
         ops.append(
             Op("openat", (k.AT_FDCWD, target.cgroup, k.O_RDONLY | k.O_DIRECTORY | k.O_CLOEXEC), origin, "cgroup")
         )
+    ops += target.opens
     if by_root:
         root = f"/proc/{target.pid}/root".encode()
         ops.append(Op("openat", (k.AT_FDCWD, root, HANDLE | k.O_DIRECTORY), origin, "rootfs"))
