@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Case:
         make: Callable[[], list[Op]],
         fds: dict[str, int],
         privileged: bool,
-        by_clone: bool = False,
+        cgroups: Mapping[str, str],
     ) -> None:
         self.kind = kind
         self.document = document
@@ -63,7 +63,8 @@ class Case:
         self.ops = make()
         self.fds = fds
         self.privileged = privileged
-        self.by_clone = by_clone  # into the v2 cgroup
+        self.by_clone = "" in cgroups  # into the v2 cgroup
+        self.hierarchies = len({path for controller, path in cgroups.items() if controller})  # of v1
         self.all = list(walk(self.ops))
         self.process = document.get("process")
 
@@ -88,7 +89,7 @@ def container(document: dict[str, Any], host: Host, options: PlanOptions) -> Cas
         lambda: plan_container(load(data), host, options).ops,
         plan.fds,
         bool(host.capabilities & SYS_ADMIN),
-        plan.cgroups.clone_into is not None,
+        plan.cgroups.paths,
     )
 
 
@@ -112,7 +113,7 @@ def joining(document: dict[str, Any], host: Host, options: PlanOptions) -> Itera
             lambda: join.plan_exec(process, host, target(), flags, options.console, options.preserve_fds),
             fds,
             True,
-            "" in paths,
+            paths,
         )
     for kind, hooks in (
         ("createContainer", spec.hooks.create_container),
@@ -120,7 +121,7 @@ def joining(document: dict[str, Any], host: Host, options: PlanOptions) -> Itera
     ):
         for hook in hooks:
             make = partial(lambda *given: join.plan_hook(given[0], target(), given[1]), hook, f"/hooks/{kind}")
-            yield Case("hook", document, make, fds, True, "" in paths)
+            yield Case("hook", document, make, fds, True, paths)
 
 
 Invariant = Callable[[Case], None]
@@ -356,7 +357,8 @@ def in_its_cgroup_before_it_sees_cgroups(case: Case) -> None:
     assert flags & k.CLONE_PARENT
     assert bool(flags & k.CLONE_INTO_CGROUP) == ("cgroup" in arguments.fields) == case.by_clone
     assert not flags & (k.CLONE_NEWCGROUP | k.CLONE_NEWTIME)
-    entered = case.where(lambda op: op.call == "write" and op.performer == RUNTIME and Ref("pid") in op.args)
+    entered = case.where(lambda op: op.call == "write" and op.args[1] == b"0" and isinstance(op.args[0], Ref))
+    assert len(entered) == case.hierarchies
     assert all(clone[0] < place for place in entered)
     for place in case.where(lambda op: op.call == "unshare" and op.args == (k.CLONE_NEWCGROUP,)):
         assert all(entry < place for entry in (*entered, *clone))
@@ -476,9 +478,8 @@ def nothing_of_the_hosts_stays_open(case: Case) -> None:
     assert case.all[place - 1].args == (case.fds["console"], k.UINT_MAX, 0)
     names = {name for op in case.all[place:] for value in op.args for name in used(value)}
     assert names <= {"control", "listen", "started"}
-    first = case.calls("close_range")[0]
-    assert first == leading(case.ops), "the first thing that init does"
-    assert case.all[first].args[1:] == (k.UINT_MAX, 0)
+    first = case.ops[leading(case.ops)]
+    assert (first.call, *first.args[1:]) == ("close_range", k.UINT_MAX, 0), "the first thing that init does"
 
 
 @invariant
