@@ -4,123 +4,40 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scratch import Group, until
 
 from pyoci.cgroup import live
 from pyoci.cgroup.files import read, write
 from pyoci.cgroup.perform import make, perform, why
 from pyoci.errors import PyociError
-from pyoci.host import Host, probe
-from pyoci.plan.cgroups import CgroupPlan, plan_cgroups, plan_update
-from pyoci.plan.ops import RUNTIME, Op, Ref
-from pyoci.spec.types import Cpu, DeviceRule, HugepageLimit, Linux, Memory, Pids, Resources, Spec
+from pyoci.host import probe
+from pyoci.plan.cgroups import plan_update
+from pyoci.plan.ops import RUNTIME, Op
+from pyoci.spec.types import Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources
 
 pytestmark = pytest.mark.root
-
-CREATED: list[str] = []
-SLEEP = "import time; time.sleep(60)"
-
-
-def run_ops(ops: list[Op] | tuple[Op, ...], pid: int = 0) -> None:
-    """What the launcher does with the runtime's ops."""
-    for op in ops:
-        if op.performer != RUNTIME:
-            continue
-        try:
-            if op.call == "write":
-                path, data = op.args
-                assert isinstance(path, bytes)
-                if isinstance(data, Ref):
-                    data = b"%d" % pid
-                assert isinstance(data, bytes)
-                write(path, data)
-            else:
-                CREATED.extend(perform(op, pid))
-        except OSError as error:
-            if error.errno not in op.tolerate:
-                raise AssertionError(f"{op!r}: {error}") from error
-            run_ops(tuple(op.otherwise), pid)
-        else:
-            run_ops(tuple(op.then), pid)
-
-
-class Group:
-    """A container's cgroups without a container."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.name = f"pyoci-test-{os.getpid()}-{time.monotonic_ns()}"
-        self.plan = CgroupPlan()
-        self.children: list[subprocess.Popen[str]] = []
-
-    def create(self, resources: Resources | None = None) -> dict[str, str]:
-        spec = Spec(oci_version="1.3.0", linux=Linux(cgroups_path=f"/{self.name}/c", resources=resources))
-        self.plan = plan_cgroups(spec, self.host, "id")
-        run_ops(self.plan.create)
-        return self.plan.paths
-
-    def start(self, code: str = SLEEP, *words: str) -> subprocess.Popen[str]:
-        """A python that waits for a line, is put into the cgroups, and then runs `code`."""
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-c", f"import sys; sys.stdin.readline()\n{code}", *words],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.children.append(child)
-        if "" in self.plan.paths:
-            write(self.plan.paths[""] + "/cgroup.procs", b"%d" % child.pid)
-        run_ops(self.plan.enter, child.pid)
-        assert child.stdin is not None
-        child.stdin.write("\n")
-        child.stdin.flush()
-        return child
-
-    def read(self, controller: str, name: str) -> str:
-        return read(f"{self.plan.paths[controller]}/{name}").decode().strip()
-
-    def run(self, code: str, *words: str) -> str:
-        out, error = self.start(code, *words).communicate(timeout=60)
-        return out + error
-
 
 @pytest.fixture
 def group() -> Iterator[Group]:
     host = probe()
     if host.cgroup_mode == "none" or host.euid != 0:
         pytest.skip("no cgroup is mounted")
-    CREATED.clear()
     group = Group(host)
     try:
         yield group
     finally:
-        for child in group.children:
-            child.kill()
-            child.wait()
-            for stream in (child.stdin, child.stdout, child.stderr):
-                if stream is not None:
-                    stream.close()
-        live.kill_all(group.plan.paths)
-        live.remove(group.plan.paths, CREATED)
-        for mount in group.host.cgroup_mounts.values():
-            assert not Path(mount, group.name).exists()
+        group.close()
 
 
 def needs_v1(group: Group, *controllers: str) -> None:
     missing = [name for name in controllers if name not in group.host.cgroup_mounts]
     if missing:
         pytest.skip(f"this machine's cgroup v1 has no {', '.join(missing)}")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 # Making -------------------------------------------------------------------------------------------------------------
@@ -130,8 +47,8 @@ def test_every_hierarchy_gets_a_directory_and_the_process(group: Group) -> None:
     paths = group.create()
     assert {""} | set(group.host.cgroup_mounts) - {"net_prio"} >= set(paths)
     for path in paths.values():
-        assert path in CREATED
-        assert path.removesuffix("/c") in CREATED
+        assert path in group.created
+        assert path.removesuffix("/c") in group.created
     child = group.start()
     for path in paths.values():
         assert read(path + "/cgroup.procs").split() == [b"%d" % child.pid]
@@ -169,8 +86,8 @@ def test_what_was_there_before_is_not_removed(group: Group) -> None:
     before.mkdir(parents=True)
     try:
         paths = group.create()
-        assert str(before) not in CREATED
-        live.remove(paths, CREATED)
+        assert str(before) not in group.created
+        live.remove(paths, group.created)
         assert before.exists()
     finally:
         before.rmdir()
@@ -207,8 +124,7 @@ def test_pids_limit_bites(group: Group) -> None:
     paths = group.create(Resources(pids=Pids(4)))
     assert group.read("pids", "pids.max") == "4"
     child = group.start(FORK)
-    assert child.stdout is not None
-    assert child.stdout.readline().strip() == "3"
+    assert group.line(child) == "3"
     child.wait()
     assert len(live.procs(paths)) == 3
     live.kill_all(paths)
@@ -220,8 +136,7 @@ def test_a_pids_limit_of_none_stops_every_fork(group: Group) -> None:
     needs_v1(group, "pids")
     group.create(Resources(pids=Pids(0)))
     child = group.start(FORK)
-    assert child.stdout is not None
-    assert child.stdout.readline().strip() == "0"
+    assert group.line(child) == "0"
 
 
 def test_memory_limit_bites(group: Group) -> None:
@@ -242,15 +157,15 @@ def test_memory_limits_move_up_and_down(group: Group) -> None:
     needs_v1(group, "memory")
     paths = group.create(Resources(memory=Memory(limit=32 << 20, swap=32 << 20)))
     for limit in (64 << 20, 16 << 20, 128 << 20):
-        run_ops(plan_update(Resources(memory=Memory(limit=limit, swap=limit)), paths, ()))
+        group.run_ops(plan_update(Resources(memory=Memory(limit=limit, swap=limit)), paths, ()))
         assert group.read("memory", "memory.limit_in_bytes") == str(limit)
         assert group.read("memory", "memory.memsw.limit_in_bytes") == str(limit)
-    run_ops(plan_update(Resources(memory=Memory(limit=-1)), paths, ()))
+    group.run_ops(plan_update(Resources(memory=Memory(limit=-1)), paths, ()))
     assert int(group.read("memory", "memory.memsw.limit_in_bytes")) > 1 << 60
     group.start("x = b'x' * (30 << 20); print('there', flush=True); import time; time.sleep(60)")
     until(lambda: int(group.read("memory", "memory.usage_in_bytes")) > 30 << 20)
     with pytest.raises(PyociError, match="is below the"):
-        run_ops(plan_update(Resources(memory=Memory(limit=10 << 20, check_before_update=True)), paths, ()))
+        group.run_ops(plan_update(Resources(memory=Memory(limit=10 << 20, check_before_update=True)), paths, ()))
 
 
 def test_cpu_limits_are_those_of_the_kernel(group: Group) -> None:
@@ -261,11 +176,11 @@ def test_cpu_limits_are_those_of_the_kernel(group: Group) -> None:
     assert shown == {"shares": "512", "cfs_quota_us": "20000", "cfs_period_us": "50000", "idle": "0"}
     assert group.read("cpu", "cpu.cfs_burst_us") == "10000"
     assert (group.read("cpuset", "cpuset.cpus"), group.read("cpuset", "cpuset.mems")) == ("0", "0")
-    run_ops(plan_update(Resources(cpu=Cpu(quota=5000, period=10000, burst=1000)), paths, ()))
+    group.run_ops(plan_update(Resources(cpu=Cpu(quota=5000, period=10000, burst=1000)), paths, ()))
     assert group.read("cpu", "cpu.cfs_burst_us") == "1000"
-    run_ops(plan_update(Resources(cpu=Cpu(quota=900000, period=1000000, burst=800000, idle=1)), paths, ()))
+    group.run_ops(plan_update(Resources(cpu=Cpu(quota=900000, period=1000000, burst=800000, idle=1)), paths, ()))
     assert (group.read("cpu", "cpu.cfs_burst_us"), group.read("cpu", "cpu.idle")) == ("800000", "1")
-    run_ops(plan_update(Resources(cpu=Cpu(burst=0)), paths, ()))
+    group.run_ops(plan_update(Resources(cpu=Cpu(burst=0)), paths, ()))
     assert group.read("cpu", "cpu.cfs_burst_us") == "0"
 
 
@@ -301,8 +216,7 @@ while True:
 def test_freeze_and_thaw(group: Group) -> None:
     paths = group.create()
     child = group.start(COUNT)
-    assert child.stdout is not None
-    child.stdout.readline()
+    group.line(child)
     assert not live.is_frozen(paths)
     live.freeze(paths)
     live.freeze(paths)
@@ -310,7 +224,7 @@ def test_freeze_and_thaw(group: Group) -> None:
     assert cpu_time(child.pid) == cpu_time(child.pid, 0.05)
     live.thaw(paths)
     assert not live.is_frozen(paths)
-    until(lambda: child.stdout is not None and child.stdout.readline() == "tick\n")
+    until(lambda: group.line(child) == "tick")
 
 
 def cpu_time(pid: int, after: float = 0.0) -> str:
@@ -337,9 +251,7 @@ def test_v1_alone(group: Group) -> None:
     needs_v1(group, "freezer", "devices")
     paths = {name: path for name, path in group.create().items() if name}
     children = [group.start(), group.start(FORK)]
-    output = children[1].stdout
-    assert output is not None
-    assert output.readline().strip() == "20"
+    assert group.line(children[1]) == "20"
     live.freeze(paths)
     live.kill_all(paths)
     assert children[0].wait(10) == -signal.SIGKILL
@@ -359,8 +271,7 @@ def test_a_signal_for_all(group: Group) -> None:
     code = "import signal, time; signal.signal(10, lambda *_: sys.exit(7)); print('x', flush=True); time.sleep(60)"
     children = [group.start(code) for _ in range(3)]
     for child in children:
-        assert child.stdout is not None
-        child.stdout.readline()
+        group.line(child)
     live.signal_all(paths, 10)
     assert [child.wait(10) for child in children] == [7, 7, 7]
 
@@ -377,10 +288,10 @@ def test_sub_cgroups_of_the_container(group: Group) -> None:
     live.add(paths, child.pid)
     live.kill_all(paths)
     child.wait()
-    live.remove(paths, CREATED)
+    live.remove(paths, group.created)
     assert not any(Path(path).exists() for path in paths.values())
     # twice is no error
-    live.remove(paths, CREATED)
+    live.remove(paths, group.created)
     assert (live.procs(paths), live.nonempty(paths)) == ([], False)
     assert (live.is_frozen(paths), live.oom_kills(paths)) == (False, 0)
 
@@ -389,17 +300,17 @@ def test_a_cgroup_in_use_is_named(group: Group) -> None:
     paths = group.create()
     child = group.start()
     with pytest.raises(PyociError, match=rf"still in use: .*{group.name}.*{child.pid}"):
-        live.remove(paths, CREATED, timeout=0.05)
+        live.remove(paths, group.created, timeout=0.05)
 
 
 def test_parents_that_others_use_stay(group: Group) -> None:
     paths = group.create()
     other = f"{next(iter(paths.values())).removesuffix('/c')}/other"
     os.mkdir(other)
-    live.remove(paths, CREATED)
+    live.remove(paths, group.created)
     assert Path(other).exists()
     os.rmdir(other)
-    live.remove(paths, CREATED)
+    live.remove(paths, group.created)
     assert not Path(other).parent.exists()
 
 
@@ -428,7 +339,7 @@ def hugetlb(group: Group) -> Iterator[None]:
     yield
     if b"hugetlb" not in before:
         live.kill_all(group.plan.paths)
-        live.remove(group.plan.paths, CREATED)
+        live.remove(group.plan.paths, group.created)
         write(top + "/cgroup.subtree_control", b"-hugetlb")
 
 
@@ -438,7 +349,7 @@ def test_huge_pages_by_v2_under_a_hybrid_layout(group: Group, hugetlb: None) -> 
         pytest.skip("no huge pages of 2 MB, or v1 has their controller")
     paths = group.create(Resources(hugepage_limits=(HugepageLimit("2MB", 4 << 20),)))
     assert group.read("", "hugetlb.2MB.rsvd.max") == str(4 << 20)
-    run_ops(plan_update(Resources(unified={"hugetlb.2MB.max": "2097152"}), paths, group.host.cgroup_controllers))
+    group.run_ops(plan_update(Resources(unified={"hugetlb.2MB.max": "2097152"}), paths, group.host.cgroup_controllers))
     assert group.read("", "hugetlb.2MB.max") == str(2 << 20)
 
 

@@ -12,7 +12,7 @@ from pyoci.kernel import bpf
 from pyoci.kernel.layouts import LAYOUTS
 from pyoci.plan.cgroup_limits import cpu_weight, io_weight, write_limits
 from pyoci.plan.cgroups import CgroupPlan, join_ops, plan_cgroups, plan_update
-from pyoci.plan.ops import RUNTIME, Blob, Op, Ref, Struct, walk
+from pyoci.plan.ops import INIT, RUNTIME, Blob, Op, Ref, Struct, walk
 from pyoci.spec.types import (
     BlockIO,
     Cpu,
@@ -102,14 +102,21 @@ def test_absolute_path_on_v1() -> None:
     assert plan.paths["memory"] == "/sys/fs/cgroup/memory/a/b"
     assert plan.paths["cpu"] == plan.paths["cpuacct"] == "/sys/fs/cgroup/cpu,cpuacct/a/b"
     assert plan.paths["name=systemd"] == "/sys/fs/cgroup/systemd/a/b"
-    made = [(op.call, op.args[0]) for op in plan.create]
+    made: list[tuple[str, bytes]] = []
+    for op in plan.create:
+        assert isinstance(op.args[0], bytes)
+        made.append((op.call, op.args[0]))
     assert len(made) == len(set(plan.paths.values())) == 11
     assert ("mkdir_cpuset", b"/sys/fs/cgroup/cpuset/a/b") in made
     assert ("mkdir_cgroup", b"/sys/fs/cgroup/cpu,cpuacct/a/b") in made
     assert all(op.origin == "/linux/cgroupsPath" for op in plan.create)
-    assert (plan.clone_into, plan.before_clone) == (None, [])
-    assert len(plan.enter) == 11
-    assert all(op.args[1] == Ref("pid") and op.performer == RUNTIME for op in plan.enter)
+    assert plan.clone_into is None
+    # opened with the runtime's rights, written by the process itself
+    assert all((op.call, op.performer) == ("openat", INIT) for op in plan.before_clone)
+    opened = {op.result: op.args[1] for op in plan.before_clone}
+    assert sorted(opened.values(), key=repr) == sorted((path + b"/tasks" for _, path in made), key=repr)
+    assert {Ref(str(name)) for name in opened} == {op.args[0] for op in plan.enter if op.call == "write"}
+    assert all(op.args[1:] == (b"0", 1) for op in plan.enter if op.call == "write")
 
 
 def test_absent_path() -> None:
@@ -415,7 +422,7 @@ def test_devices_on_v1() -> None:
     assert writes[3].tolerate == (EPERM,)
     assert isinstance(writes[3].args[1], bytes)
     assert b"c 1:3 rwm\n" in writes[3].args[1]
-    assert plan.before_clone == []
+    assert all(op.call == "openat" for op in plan.before_clone)
     hole = (DeviceRule(False), DeviceRule(True, "c", 1), DeviceRule(False, "c", 1, 3))
     assert list(problems(Resources(devices=hole), v1_host())) == ["/linux/resources/devices/2"]
     # a list that does not begin with a denial of everything begins closed all the same
@@ -432,24 +439,26 @@ def test_hybrid() -> None:
     )
     plan = plan_cgroups(spec(resources), hybrid_host(), "id")
     assert plan.clone_into == b"/sys/fs/cgroup/unified/a/b"
-    assert [op.call for op in plan.before_clone] == ["openat"]
+    assert {op.call for op in plan.before_clone} == {"openat"}
+    assert plan.before_clone[0].result == "cgroup"
     assert (b"/sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", b"10") in [op.args for op in plan.create]
     assert (b"/sys/fs/cgroup/unified/a/b/hugetlb.2MB.rsvd.max", b"1") in [op.args for op in plan.create]
     assert [op.args for op in plan.create if op.call == "enable_controllers"] == [
         (b"/sys/fs/cgroup/unified", b"hugetlb", b""),
         (b"/sys/fs/cgroup/unified/a", b"hugetlb", b""),
     ]
-    assert len(plan.enter) == 10
+    assert len([op for op in plan.enter if op.call == "write"]) == 10
     # nothing is asked of v2: nothing is changed in it
     assert not [op for op in plan_cgroups(spec(), hybrid_host(), "id").create if op.call == "enable_controllers"]
 
 
 def test_joining() -> None:
     plan = plan_cgroups(spec(), hybrid_host(), "id")
-    into, ops = join_ops(plan.paths)
+    into, opens, enter = join_ops(plan.paths)
     assert into == plan.clone_into
-    assert [op.args for op in ops] == [op.args for op in plan.enter]
-    assert join_ops({}) == (None, [])
+    assert repr(enter) == repr(plan.enter).replace("/linux/cgroupsPath", "config-linux.md#cgroups-path")
+    assert len(opens) == 10
+    assert join_ops({}) == (None, [], [])
 
 
 def test_update() -> None:

@@ -59,7 +59,7 @@ class Limits:
             self.needed.setdefault(name, pointer)
             return f"{self.paths['']}/", True
         present = [*(key for key in self.paths if key), *(self.controllers if "" in self.paths else ())]
-        have = f"this host offers {', '.join(present)}" if present else "this host offers no cgroup controller"
+        have = f"this host offers only {', '.join(present)}" if present else "this host offers no cgroup controller"
         self.problem(pointer, f"needs the cgroup controller {name!r}, and {have}")
         return None
 

@@ -108,9 +108,9 @@ def plan_update(
 def join_ops(paths: Mapping[str, str], origin: str = PATH_CLAUSE) -> tuple[bytes | None, list[Op], list[Op]]:
     """How another process gets in: (v2 directory to be cloned into, init's ops before clone3, init's ops after it).
 
-    v1 is entered by the process itself, writing 0 to `tasks`: moving oneself as a single thread is the one way that does
-    not wait for the kernel's threadgroup lock, and so for an RCU grace period (10 ms and more).  The files are opened
-    before the clone, because the kernel asks who opened them.
+    v1 is entered by the process itself, writing 0 to `tasks`: moving oneself as a single thread is the one way that
+    does not wait for the kernel's threadgroup lock, and so for an RCU grace period (10 ms and more).  The files are
+    opened before the clone, because the kernel asks who opened them.
     """
     opens: list[Op] = []
     enter: list[Op] = []
