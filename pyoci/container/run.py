@@ -12,6 +12,22 @@ if TYPE_CHECKING:
     from pyoci.options import CreateOptions
 
 
+KILLED = 128 + 9
+
+
+def _say_memory(cgroup_paths: dict[str, str]) -> None:
+    """An exit status of 137 says nothing of who killed it: say so when it was the memory limit."""
+    from pyoci import log
+    from pyoci.cgroup.live import oom_kills
+
+    try:
+        kills = oom_kills(cgroup_paths)
+    except OSError:
+        return
+    if kills:
+        log.warning(f"/linux/resources/memory/limit: the memory limit was reached: the kernel killed {kills} process(es)")
+
+
 def run(options: CreateOptions) -> int:
     """See `pyoci.container.run`."""
     console = "console" if options.console_socket else None if options.detach else "control"
@@ -42,6 +58,8 @@ def run(options: CreateOptions) -> int:
     pidfd = posix.pidfd_open(session.pid)
     result = attend(session.pid, pidfd, session.descriptor if session.descriptor >= 0 else None)
     posix.close(pidfd)
+    if result == KILLED:
+        _say_memory(state.cgroup_paths)
     if not options.keep:
         from pyoci.container.teardown import dismantle
         from pyoci.errors import NotFound
