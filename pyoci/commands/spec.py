@@ -95,7 +95,7 @@ def rootless(spec: dict[str, Any], uid: int, gid: int) -> dict[str, Any]:
     del linux["resources"]
     for mount in spec["mounts"]:
         if mount["destination"] == "/sys":
-            mount.update(_mount("/sys", "none", "/sys", "rbind", *QUIET, "ro"))
+            mount.update(_mount("/sys", "none", "/sys", "rbind", *QUIET, "rro"))
         elif "options" in mount:
             mount["options"] = [option for option in mount["options"] if not option.startswith(("gid=", "uid="))]
     return spec

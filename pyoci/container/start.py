@@ -95,14 +95,14 @@ def poststart(store: Store, state: State) -> None:
 
 def kill(state: State) -> None:
     """SIGKILL for the container's init."""
-    from _signal import pidfd_send_signal
+    from pyoci import signals
 
     from pyoci.state import open_init
 
     descriptor = open_init(state)
     if descriptor is not None:
         try:
-            pidfd_send_signal(descriptor, 9)
+            signals.send(descriptor, signals.SIGKILL)
         except ProcessLookupError:
             pass
 
