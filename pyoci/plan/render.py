@@ -5,6 +5,7 @@ Never loaded on the way to a started container.
 
 from __future__ import annotations
 
+from pyoci.kernel import bpf
 from pyoci.kernel import flags as k
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.errnos import name as errno_name
@@ -83,12 +84,13 @@ CHOICES: dict[str, dict[int, dict[str, int]]] = {
     "prctl": {0: PRCTL},
     "ioctl": {1: IOCTL},
     "socket": {0: _names("AF_INET")},
+    "bpf": {0: {"BPF_PROG_LOAD": bpf.BPF_PROG_LOAD, "BPF_PROG_ATTACH": bpf.BPF_PROG_ATTACH}},
     "seccomp": {0: _names("SECCOMP_SET_MODE_FILTER")},
     "keyctl": {0: _names("KEYCTL_JOIN_SESSION_KEYRING")},
 }
 FIELDS = {
     "open_how": {"flags": OPEN, "resolve": RESOLVE},
-    "mount_attr": {"attr_set": ATTR, "attr_clr": ATTR, "propagation": PROPAGATION},
+    "mount_attr": {"attr_set": ATTR, "attr_clr": {**_names("MOUNT_ATTR__ATIME"), **ATTR}, "propagation": PROPAGATION},
     "clone_args": {"flags": CLONE},
 }
 OCTAL = {"mkdirat": (2,), "mknodat": (2,), "umask": (0,), "fchmodat": (2,)}
@@ -123,7 +125,8 @@ def _value(value: object) -> str:  # noqa: PLR0911 - one answer a kind of argume
     if isinstance(value, Ref):
         return f"@{value.name}"
     if isinstance(value, Struct):
-        return "{" + ", ".join(f"{name}={_field(value, name)}" for name in value.fields if value.fields[name] != 0) + "}"
+        shown = [name for name, field in value.fields.items() if field != 0]
+        return "{" + ", ".join(f"{name}={_field(value, name)}" for name in shown) + "}"
     if isinstance(value, Vector):
         return "[" + ", ".join(quote(item) for item in value.items) + "]"
     if isinstance(value, Blob):
