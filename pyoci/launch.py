@@ -8,10 +8,9 @@ import posix
 from errno import EINTR
 
 from pyoci.errors import PyociError
-from pyoci.kernel.errnos import words
 from pyoci.kernel.flags import MFD_EXEC
 from pyoci.plan.ops import Ref
-from pyoci.program import AT_BARRIER, FAILED, FORKED, REPORT, TEXT_MAX
+from pyoci.reports import AT_BARRIER, FAILED, FORKED, REPORT, TEXT_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ class Failure(PyociError):
     """init reported a failing op: `op` and `errno` say which and why, `detail` has the kernel's own words."""
 
     def __init__(self, op: Op, number: int, detail: str) -> None:
+        from pyoci.kernel.errnos import words
+
         super().__init__(f"{op.origin}: {op.call}: {words(number)}")
         self.op = op
         self.errno = number

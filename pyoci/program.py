@@ -17,6 +17,7 @@ from _struct import pack_into
 from pyoci.kernel.flags import open_flags
 from pyoci.kernel.layouts import LAYOUTS
 from pyoci.plan.ops import INIT, Address, Asset, Blob, Buffer, Op, Ref, Struct, Vector
+from pyoci.reports import AT_BARRIER, FAILED, FORKED, REPORT, TEXT_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,9 +50,6 @@ FSLOG = ("fsconfig", "fsmount")  # calls whose context keeps the kernel's words
 WORD = 0xFFFFFFFFFFFFFFFF
 NO_ERRNOS = (0, 0, 0, 0, 0, 0)
 FLAG_FSLOG = 1  # on failure, the kernel's words can be read from the descriptor in args[0]
-REPORT = Packer("<IIiI")  # kind, op, value, length of the text that follows
-FAILED, AT_BARRIER, FORKED = 1, 2, 3
-TEXT_MAX = 512
 SKIP_MAX = 0xFFFF
 ERRNOS_MAX = 6
 

@@ -17,13 +17,15 @@ from pyoci.kernel import flags as k
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import INIT_ELF
 from pyoci.plan.ops import RUNTIME, Address, Blob, Buffer, Op, Ref, Struct, Vector
-from pyoci.program import AT_BARRIER, FAILED, FORKED, REPORT, TEXT, TEXT_MAX, assemble, header_text
+from pyoci.program import TEXT, assemble, header_text
+from pyoci.reports import AT_BARRIER, FAILED, FORKED, REPORT, TEXT_MAX
 
 SOURCE = Path(__file__).parent.parent / "pyoci" / "init"
-LINK = (
-    "-O2 -ffreestanding -nostdlib -static -fno-stack-protector -fno-pic -no-pie -fno-asynchronous-unwind-tables"
-    " -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,norelro -Wall -Wextra -Werror -s"
-).split(" ")
+LINK = [
+    *("-O2", "-ffreestanding", "-nostdlib", "-static", "-fno-stack-protector", "-fno-pic", "-no-pie"),
+    *("-fno-asynchronous-unwind-tables", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,norelro"),
+    *("-Wall", "-Wextra", "-Werror", "-s"),
+]
 ARCHES = {
     "x86_64": ("gcc", "qemu-x86_64-static"),
     "aarch64": ("aarch64-linux-gnu-gcc", "qemu-aarch64-static"),

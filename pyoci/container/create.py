@@ -7,7 +7,6 @@ import posix
 
 from pyoci import VERSION
 from pyoci.container.perform import Performer
-from pyoci.container.replay import remember
 from pyoci.errors import HookError, PyociError
 from pyoci.host import probe, probe_sources, source_type
 from pyoci.kernel.syscalls import numbers
@@ -117,7 +116,7 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
     process = spec.process
     if process is None or process.capabilities is None:
         return
-    from pyoci.plan.container import granted_capabilities
+    from pyoci.plan.entry import granted_capabilities
     from pyoci.plan.process import ungranted
 
     user_namespace = any(entry.type == "user" for entry in spec.linux.namespaces)
@@ -184,6 +183,8 @@ class Creation:
         store.save(self.state)
         store.write(CONFIG, blueprint.data)
         if self.state.listen:
+            from pyoci.container.replay import remember
+
             remember(store, blueprint)
         ops = plan.ops
         first = leading(ops)

@@ -35,7 +35,8 @@ def exec_(options: ExecOptions) -> int:
             raise WrongState("cannot exec in a paused container (use --ignore-paused to override)")
         if found not in ("created", "running", "paused"):
             raise WrongState(f"cannot exec in a {found} container")
-        spec = load(store.read("config.json"))
+        # checked by create, and kept by it where only we can write
+        spec = load(store.read("config.json"), checked=True)
         process = _process(options, spec)
         pidfd = open_init(state)
         if pidfd is None:
@@ -115,7 +116,7 @@ def target_of(state: State) -> Target:
     opens: list[Op] = []
     enter: list[Op] = []
     if state.cgroup_paths:
-        from pyoci.plan.cgroups import join_ops
+        from pyoci.plan.cgroup_entry import join_ops
 
         cgroup, opens, enter = join_ops(state.cgroup_paths)
     return Target(state.pid, state.namespaces, cgroup, opens, enter, _denies_setgroups(state))

@@ -25,7 +25,7 @@ def _say_memory(cgroup_paths: dict[str, str]) -> None:
     except OSError:
         return
     if kills:
-        log.warning(f"/linux/resources/memory/limit: the memory limit was reached: the kernel killed {kills} process(es)")
+        log.warning(f"/linux/resources/memory/limit: the memory limit killed the container ({kills} times)")
 
 
 def run(options: CreateOptions) -> int:

@@ -6,7 +6,7 @@ import _socket
 from errno import ECONNREFUSED, ENOENT
 
 from pyoci.errors import PyociError, WrongState
-from pyoci.program import AT_BARRIER, FAILED, REPORT, TEXT_MAX
+from pyoci.reports import AT_BARRIER, FAILED, REPORT, TEXT_MAX
 from pyoci.state import SOCKET, Store, status
 
 TYPE_CHECKING = False
@@ -96,7 +96,6 @@ def poststart(store: Store, state: State) -> None:
 def kill(state: State) -> None:
     """SIGKILL for the container's init."""
     from pyoci import signals
-
     from pyoci.state import open_init
 
     descriptor = open_init(state)

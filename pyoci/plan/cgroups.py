@@ -18,7 +18,7 @@ from errno import EPERM
 
 from pyoci.errors import ConfigError, Problem
 from pyoci.kernel import bpf
-from pyoci.kernel import flags as k
+from pyoci.plan.cgroup_entry import PATH_CLAUSE, join_ops, open_cgroup
 from pyoci.plan.cgroup_limits import RESOURCES, Limits, write_limits
 from pyoci.plan.device_rules import Hole, Policy, v1_lines
 from pyoci.plan.ops import RUNTIME, Blob, Op, Ref, Struct
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pyoci.spec.types import Resources, Spec
 
 PATH = "/linux/cgroupsPath"
-PATH_CLAUSE = "config-linux.md#cgroups-path"
 DEVICES = RESOURCES + "/devices"
 DEVICES_CLAUSE = "config-linux.md#default-devices"
 OWNERSHIP_CLAUSE = "config-linux.md#cgroup-ownership"
@@ -103,30 +102,6 @@ def plan_update(
     if limits.problems:
         raise ConfigError(limits.problems, "resources")
     return limits.ops + limits.late
-
-
-def join_ops(paths: Mapping[str, str], origin: str = PATH_CLAUSE) -> tuple[bytes | None, list[Op], list[Op]]:
-    """How another process gets in: (v2 directory to be cloned into, init's ops before clone3, init's ops after it).
-
-    v1 is entered by the process itself, writing 0 to `tasks`: moving oneself as a single thread is the one way that
-    does not wait for the kernel's threadgroup lock, and so for an RCU grace period (10 ms and more).  The files are
-    opened before the clone, because the kernel asks who opened them.
-    """
-    opens: list[Op] = []
-    enter: list[Op] = []
-    directories = dict.fromkeys(directory for controller, directory in paths.items() if controller)
-    for number, directory in enumerate(directories):
-        tasks = f"tasks{number}"
-        path = f"{directory}/tasks".encode()
-        opens.append(Op("openat", (k.AT_FDCWD, path, k.O_WRONLY | k.O_CLOEXEC), origin, tasks))
-        enter.append(Op("write", (Ref(tasks), b"0", 1), origin))
-        enter.append(Op("close", (Ref(tasks),), origin))
-    return paths[""].encode() if "" in paths else None, opens, enter
-
-
-def open_cgroup(directory: bytes, origin: str) -> Op:
-    """`@cgroup`: the directory that clone3 puts the new process into."""
-    return Op("openat", (k.AT_FDCWD, directory, k.O_RDONLY | k.O_DIRECTORY | k.O_CLOEXEC), origin, "cgroup")
 
 
 def _version(text: str) -> tuple[int, int]:

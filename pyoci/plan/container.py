@@ -18,6 +18,7 @@ from pyoci.kernel.seccomp import filter_flags
 from pyoci.plan import devices, mounts
 from pyoci.plan import namespaces as ns
 from pyoci.plan.cgroups import plan_cgroups
+from pyoci.plan.entry import LIFECYCLE, NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
 from pyoci.plan.paths import HANDLE, close, make_directories, openat2
 from pyoci.plan.process import plan_process
@@ -29,11 +30,8 @@ if TYPE_CHECKING:
     from pyoci.plan.cgroups import CgroupPlan
     from pyoci.spec.types import Spec
 
-LIFECYCLE = "runtime.md#lifecycle"
-NAME = b"pyoci:init"
-# first descriptor of the launcher's own: after the standard streams and those that the caller hands through
+# the launcher's own descriptors, behind the standard streams and those that the caller hands through
 CONTROL, LISTEN, CONSOLE = 0, 1, 2
-DESCRIPTORS = 3
 SYS_ADMIN = 1 << 21
 
 
@@ -83,25 +81,6 @@ def descriptors(preserve_fds: int) -> dict[str, int]:
     others."""
     first = 3 + preserve_fds
     return {"control": first + CONTROL, "listen": first + LISTEN, "console": first + CONSOLE}
-
-
-def shed(preserve_fds: int, origin: str = LIFECYCLE) -> list[Op]:
-    """Close what the caller leaked to us; mark what is ours to vanish at execve (CVE-2024-21626)."""
-    first = 3 + preserve_fds
-    return [
-        Op("close_range", (first + DESCRIPTORS, k.UINT_MAX, 0), origin),
-        Op("close_range", (first, k.UINT_MAX, k.CLOSE_RANGE_CLOEXEC), origin),
-    ]
-
-
-def default_signals(origin: str = LIFECYCLE) -> list[Op]:
-    """The two signals that the C library keeps for itself, and so cannot reset for us when the caller ignores them."""
-    return [Op("rt_sigaction", (number, Struct("sigaction"), 0, 8), origin) for number in (32, 33)]
-
-
-def granted_capabilities(host: Host, user_namespace: bool) -> int:
-    """Capabilities that the container's first process holds before it drops any."""
-    return (2 << host.last_cap) - 1 if user_namespace else host.bounding & host.capabilities
 
 
 def root_path(spec: Spec, bundle: str) -> str:
@@ -190,10 +169,6 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops += _seal_root(spec, mount_plan.late, own_mounts, options.no_pivot)
     ops += _process(spec, host, options, names, process_fds=fds)
     return ContainerPlan(ops, fds, cgroups)
-
-
-# the message that carries a terminal's master to us looks like a report: kind 4, no op, no value, no text
-TERMINAL_MESSAGE = (4).to_bytes(4, "little") + bytes(12)
 
 
 def write_file(directory: int | Ref, path: bytes, text: str, origin: str) -> list[Op]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from errno import EINVAL
 
 from pyoci.kernel import flags as k
-from pyoci.plan import devices
-from pyoci.plan.container import NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
+from pyoci.plan.entry import NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
 from pyoci.plan.ops import RUNTIME, Op, Ref, Struct, Vector
 from pyoci.plan.paths import HANDLE, close
 from pyoci.plan.process import plan_process
@@ -116,6 +115,8 @@ def plan_exec(
     ops = _begin(preserve_fds, EXEC)
     ops += enter(target, EXEC, "mount" not in target.namespaces)
     if process.terminal:
+        from pyoci.plan import devices
+
         receiver = console or "control"
         ops.append(Op("openat", (k.AT_FDCWD, b"/", HANDLE | k.O_DIRECTORY), EXEC, "rootfs"))
         ops += devices.plan_terminal(process, receiver, TERMINAL_MESSAGE if receiver == "control" else b"/dev/ptmx")

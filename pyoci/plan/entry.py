@@ -1,0 +1,36 @@
+"""What init does first, whichever plan it replays: create's, or that of a process that joins a container."""
+
+from __future__ import annotations
+
+from pyoci.kernel import flags as k
+from pyoci.plan.ops import Op, Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.host import Host
+
+LIFECYCLE = "runtime.md#lifecycle"
+NAME = b"pyoci:init"
+# how many descriptors the launcher may add behind the standard streams and those that the caller hands through
+DESCRIPTORS = 3
+# the message that carries a terminal's master to us looks like a report: kind 4, no op, no value, no text
+TERMINAL_MESSAGE = (4).to_bytes(4, "little") + bytes(12)
+
+
+def shed(preserve_fds: int, origin: str = LIFECYCLE) -> list[Op]:
+    """Close what the caller leaked to us; mark what is ours to vanish at execve (CVE-2024-21626)."""
+    first = 3 + preserve_fds
+    return [
+        Op("close_range", (first + DESCRIPTORS, k.UINT_MAX, 0), origin),
+        Op("close_range", (first, k.UINT_MAX, k.CLOSE_RANGE_CLOEXEC), origin),
+    ]
+
+
+def default_signals(origin: str = LIFECYCLE) -> list[Op]:
+    """The two signals that the C library keeps for itself, and so cannot reset for us when the caller ignores them."""
+    return [Op("rt_sigaction", (number, Struct("sigaction"), 0, 8), origin) for number in (32, 33)]
+
+
+def granted_capabilities(host: Host, user_namespace: bool) -> int:
+    """Capabilities that the container's first process holds before it drops any."""
+    return (2 << host.last_cap) - 1 if user_namespace else host.bounding & host.capabilities
