@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,9 +206,9 @@ class Box:
         value: int = self.state()["pid"]
         return value
 
-    def exec(self, *args: str, input: str = "") -> str:
+    def exec(self, *args: str, options: Sequence[str] = (), input: str = "") -> str:
         """What `exec ID ...` prints."""
-        return self.ok("exec", self.id, *args, input=input)
+        return self.ok("exec", *options, self.id, *args, input=input)
 
     def output(self, name: str = "out") -> str:
         """What the container wrote to a file in its /tmp, waiting until there is a whole line."""

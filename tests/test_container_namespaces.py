@@ -1,0 +1,150 @@
+"""Namespaces, ids, time and names, as seen from inside the container and from /proc of the host."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from containers import Box, box, needed, processes_of  # noqa: F401 - box is a fixture
+
+pytestmark = needed
+FILES = {
+    "pid": "pid", "network": "net", "mount": "mnt", "ipc": "ipc", "uts": "uts", "user": "user", "cgroup": "cgroup",
+    "time": "time",
+}  # fmt: skip
+
+
+def maps(box: Box, first: int = 100000) -> None:
+    """A user namespace with 65536 ids from `first`, and a root file system that is its own."""
+    box.namespace("user")
+    for kind in ("uid", "gid"):
+        box.linux[f"{kind}Mappings"] = [{"containerID": 0, "hostID": first, "size": 65536}]
+    for folder in (box.folder.parent.parent, box.folder.parent, box.folder, box.bundle):
+        if folder.stat().st_uid == os.geteuid():
+            folder.chmod(folder.stat().st_mode | 0o711)
+    for folder, names, files in os.walk(box.rootfs):
+        for name in (".", *names, *files):
+            os.chown(Path(folder, name), first, first, follow_symlinks=False)
+
+
+def namespace_of(pid: int | str, kind: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/{FILES[kind]}")
+
+
+@pytest.mark.parametrize("users", [False, True])
+def test_all_are_new(box: Box, users: bool) -> None:
+    for kind in FILES:
+        if kind != "user":
+            box.namespace(kind)
+    if users:
+        maps(box)
+    pid = box.start()
+    for kind in FILES:
+        assert (namespace_of(pid, kind) == namespace_of("self", kind)) == (kind == "user" and not users), kind
+
+
+def test_none_but_mount(box: Box) -> None:
+    box.linux["namespaces"] = [{"type": "mount"}]
+    box.config.pop("hostname")
+    box.config["mounts"] = [mount for mount in box.config["mounts"] if mount["destination"] not in ("/dev/mqueue",)]
+    pid = box.start()
+    for kind in FILES:
+        assert (namespace_of(pid, kind) == namespace_of("self", kind)) == (kind != "mount"), kind
+
+
+def test_joined_by_path(box: Box) -> None:
+    for kind in ("cgroup", "time"):
+        box.namespace(kind)
+    first = box.start("exec sleep 100")
+    second, box.id = box.id, box.new_id()
+    for kind in ("pid", "network", "ipc", "uts", "cgroup", "time"):
+        box.namespace(kind, f"/proc/{first}/ns/{FILES[kind]}")
+    box.config.pop("hostname")
+    pid = box.start("hostname > /tmp/out; exec sleep 100")
+    for kind in FILES:
+        assert (namespace_of(pid, kind) == namespace_of(first, kind)) == (kind != "mount"), kind
+    assert box.output() == "pyoci\n"
+    assert box.exec("sh", "-c", "echo $$") != "1\n"
+    box.ok("delete", "--force", box.id)
+    box.gone()
+    assert processes_of(second) == [first]
+
+
+def test_mount_namespace_by_path(box: Box) -> None:
+    first = box.start("exec sleep 100")
+    box.id = box.new_id()
+    box.namespace("mount", f"/proc/{first}/ns/mnt")
+    box.config["root"]["path"] = "/"
+    box.config["mounts"] = []
+    for name in ("maskedPaths", "readonlyPaths"):
+        box.linux.pop(name)
+    pid = box.start("exec sleep 100")
+    assert namespace_of(pid, "mount") == namespace_of(first, "mount")
+
+
+def test_path_of_another_kind_is_refused(box: Box) -> None:
+    box.namespace("network", "/proc/self/ns/ipc")
+    assert "/linux/namespaces/" in box.refused()
+    box.namespace("network", str(box.rootfs))
+    assert "/linux/namespaces/" in box.refused()
+    box.namespace("network", "/no/such/namespace")
+    assert "/linux/namespaces/" in box.refused()
+
+
+def test_ids_are_mapped(box: Box) -> None:
+    maps(box)
+    box.process["user"] = {"uid": 5, "gid": 6}
+    (box.rootfs / "tmp").chmod(0o777)
+    shown = box.run("id -u; id -g; cat /proc/self/uid_map; touch /tmp/mine; stat -c '%u %g' /tmp/mine /bin/busybox")
+    assert shown.split() == ["5", "6", "0", "100000", "65536", "5", "6", "0", "0"]
+    status = (box.rootfs / "tmp/mine").stat()
+    assert (status.st_uid, status.st_gid) == (100005, 100006)
+
+
+def test_devices_are_there_in_a_user_namespace(box: Box) -> None:
+    maps(box)
+    assert box.run("echo x > /dev/null; head -c 3 /dev/zero | wc -c; stat -c %t:%T /dev/full").split() == ["3", "1:7"]
+
+
+def test_exec_in_a_user_namespace(box: Box) -> None:
+    maps(box)
+    pid = box.start("exec sleep 100")
+    assert box.exec("id", options=["--user", "7:8"]).startswith("uid=7 gid=8")
+    assert namespace_of(pid, "user") != namespace_of("self", "user")
+
+
+def test_clocks(box: Box) -> None:
+    box.namespace("time")
+    box.linux["timeOffsets"] = {"boottime": {"secs": 1000000}, "monotonic": {"secs": 500, "nanosecs": 5}}
+    uptime = float(box.run("cat /proc/uptime; cat /proc/self/timens_offsets").split()[0])
+    real = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert 1000000 + real - 5 < uptime < 1000000 + real + 5
+
+
+def test_names(box: Box) -> None:
+    box.config["hostname"] = "inside.example"
+    box.config["domainname"] = "domain.example"
+    before = os.uname().nodename
+    shown = box.run("hostname; cat /proc/sys/kernel/domainname")
+    assert shown.split() == ["inside.example", "domain.example"]
+    assert os.uname().nodename == before
+
+
+def test_loopback_is_up(box: Box) -> None:
+    assert "127.0.0.1" in box.run("ip addr show lo")
+    assert [line for line in box.run("cat /proc/net/dev").splitlines() if ":" in line and "lo:" not in line] == []
+
+
+def test_init_is_one(box: Box) -> None:
+    assert box.run("echo $$; ls -d /proc/[0-9]* | wc -l").split()[0] == "1"
+
+
+def test_sysctl(box: Box) -> None:
+    box.linux["sysctl"] = {"net.ipv4.ip_forward": "1", "kernel.msgmax": "4097", "net.ipv4.conf.lo.forwarding": "0"}
+    shown = box.run("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax /proc/sys/net/ipv4/conf/lo/forwarding")
+    assert shown.split() == ["1", "4097", "0"]
+    assert Path("/proc/sys/kernel/msgmax").read_text() != "4097\n"
+    box.linux["sysctl"] = {"vm.swappiness": "1"}
+    assert "/linux/sysctl" in box.refused()
