@@ -279,7 +279,7 @@ def test_a_signal_for_all(group: Group) -> None:
 def test_sub_cgroups_of_the_container(group: Group) -> None:
     paths = group.create()
     child = group.start()
-    for path in paths.values():
+    for path in set(paths.values()):
         Path(path, "a", "b").mkdir(parents=True)
         if Path(path, "cpuset.cpus").exists():
             continue
@@ -376,8 +376,9 @@ def test_what_is_wrong_is_explained(group: Group, hugetlb: None) -> None:
     def enable(path: bytes, controller: bytes) -> None:
         perform(Op("enable_controllers", (path, controller, b""), "/linux/resources/x", None, RUNTIME))
 
-    with pytest.raises(PyociError, match=r"/linux/resources/x: the controller memory .* it has only"):
-        enable(paths[""].encode(), b"memory")
+    if "memory" not in group.host.cgroup_controllers:
+        with pytest.raises(PyociError, match=r"/linux/resources/x: the controller memory .* it has only"):
+            enable(paths[""].encode(), b"memory")
     enable(parent, b"hugetlb")
     with pytest.raises(PyociError, match=rf"processes of its own \({child.pid} python"):
         enable(paths[""].encode(), b"hugetlb")

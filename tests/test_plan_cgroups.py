@@ -10,8 +10,9 @@ from pyoci.errors import ConfigError
 from pyoci.host import Host
 from pyoci.kernel import bpf
 from pyoci.kernel.layouts import LAYOUTS
+from pyoci.plan.cgroup_entry import join_ops
 from pyoci.plan.cgroup_limits import cpu_weight, io_weight, write_limits
-from pyoci.plan.cgroups import CgroupPlan, join_ops, plan_cgroups, plan_update
+from pyoci.plan.cgroups import CgroupPlan, plan_cgroups, plan_update
 from pyoci.plan.ops import INIT, RUNTIME, Blob, Op, Ref, Struct, walk
 from pyoci.spec.types import (
     BlockIO,

@@ -7,7 +7,7 @@ error (config-linux.md#control-groups), and so is a value that v2 has no equival
 
 from __future__ import annotations
 
-from errno import EINVAL, ENOENT
+from errno import EINVAL, ENOENT, EOPNOTSUPP
 
 from pyoci.errors import Problem
 from pyoci.jsontext import escape
@@ -26,6 +26,7 @@ USED = "the kernel refuses a limit below what is used and cannot be reclaimed"
 KMEM = "the kernel gave up kernel memory limits: leave this one out"
 RT = "each parent cgroup needs real-time runtime of its own first"
 CPUSET = "the parent cgroup must have these, and all of them must exist"
+NOT_THERE = (ENOENT, EOPNOTSUPP)
 PERIODS = "burst <= quota, and quota / period no more than the parent's"
 
 
@@ -314,11 +315,11 @@ def _block_io(limits: Limits, block_io: BlockIO) -> None:
             continue
         prefix, v2 = found
         if v2:
-            # which of the two acts depends on the device's scheduler: write both, and have at least one
+            # which of the two acts depends on the kernel and on the device's scheduler: write both, and have one
             bfq = write(prefix + "io.bfq.weight", f"{number}{weight}", pointer, hint=hint)
-            tolerant = write(prefix + "io.bfq.weight", f"{number}{weight}", pointer, (ENOENT,))
+            tolerant = write(prefix + "io.bfq.weight", f"{number}{weight}", pointer, NOT_THERE)
             value = f"{number or 'default '}{io_weight(weight)}"
-            limits.ops += [write(prefix + "io.weight", value, pointer, (ENOENT,), [bfq]), tolerant]
+            limits.ops += [write(prefix + "io.weight", value, pointer, NOT_THERE, [bfq]), tolerant]
         else:
             suffix = "weight_device" if number else "weight"
             older = write(f"{prefix}blkio.{suffix}", f"{number}{weight}", pointer, hint=hint)
