@@ -44,8 +44,12 @@ pytestmark = [
 CALL = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\w+)(?: (E[A-Z0-9]+))?.*")
 UNFINISHED = re.compile(r"(\d+) +(\w+)\((.*) <unfinished \.\.\.>")
 RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)")
-# Flags that strace calls otherwise: the same bit under a name of the call's own.
-SYNONYMS = {"O_CLOEXEC": r"\w+_CLOEXEC", "CLONE_NEWTIME": r"CLONE_NEWTIME|0x80"}
+# Flags that strace calls otherwise: by a name of the call's own, or by parts of a mask.
+SYNONYMS = {
+    "O_CLOEXEC": r"\w+_CLOEXEC",
+    "CLONE_NEWTIME": r"CLONE_NEWTIME|0x80",
+    "MOUNT_ATTR__ATIME": r"MOUNT_ATTR__ATIME|0x40",
+}
 
 
 class Call:
