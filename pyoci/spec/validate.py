@@ -82,7 +82,8 @@ def mounts(spec: Spec, report: Report) -> None:
         if not mount.destination:
             report.add(f"/mounts/{index}/destination", "must not be empty")
         if "bind" in mount.options or "rbind" in mount.options:
-            if not mount.source:
+            # a remount takes what is mounted there, whatever its source was
+            if not mount.source and "remount" not in mount.options:
                 report.add(f"/mounts/{index}/source", "is required for a bind mount")
         elif not mount.type and "remount" not in mount.options and PROPAGATION_OPTIONS.isdisjoint(mount.options):
             if report.unreliable(f"/mounts/{index}/options"):
