@@ -26,7 +26,7 @@ from pyoci.kernel import flags as k
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.syscalls import ARCHITECTURES, numbers
 from pyoci.plan import join
-from pyoci.plan.cgroups import join_ops
+from pyoci.plan.cgroup_entry import join_ops
 from pyoci.plan.container import PlanOptions, plan_container
 from pyoci.plan.ops import INIT, RUNTIME, Op, Ref, Struct, walk
 from pyoci.program import assemble, leading
