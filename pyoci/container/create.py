@@ -129,6 +129,21 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
         )
 
 
+def missing(paths: dict[str, str]) -> list[str]:
+    """Those of the container's cgroups, and of the directories above them, that are not there yet."""
+    found: list[str] = []
+    for path in dict.fromkeys(paths.values()):
+        directory = path
+        while directory and directory not in found:
+            try:
+                posix.stat(directory)
+                break
+            except OSError:
+                found.append(directory)
+                directory = directory[: directory.rindex("/")]
+    return found
+
+
 class Creation:
     """One create or run under way."""
 
@@ -180,7 +195,10 @@ class Creation:
         blueprint, store, options = self.blueprint, self.store, self.options
         plan = blueprint.plan
         store.lock()
+        # Killed at any moment from here on, what we are about to make must be known: before it is made, as intended.
+        self.state.cgroup_created = missing(self.state.cgroup_paths)
         store.save(self.state)
+        self.state.cgroup_created = []
         store.write(CONFIG, blueprint.data)
         if self.state.listen:
             from pyoci.container.replay import remember
@@ -230,7 +248,7 @@ class Creation:
         if isinstance(error, Failure):
             from pyoci.container.failure import explain
 
-            return explain(error)
+            return explain(error, self.state.cgroup_paths.get("", ""))
         if isinstance(error, Died):
             from pyoci.container.failure import died
 

@@ -116,9 +116,10 @@ def target_of(state: State) -> Target:
     opens: list[Op] = []
     enter: list[Op] = []
     if state.cgroup_paths:
+        from pyoci.cgroup.live import exec_paths
         from pyoci.plan.cgroup_entry import join_ops
 
-        cgroup, opens, enter = join_ops(state.cgroup_paths)
+        cgroup, opens, enter = join_ops(exec_paths(state.cgroup_paths, state.pid))
     return Target(state.pid, state.namespaces, cgroup, opens, enter, _denies_setgroups(state))
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 ARGS = "/process/args"
 
 
-def explain(failure: Failure) -> PyociError:
-    """The failure with its call spelled out and what to do about it."""
+def explain(failure: Failure, cgroup: str = "") -> PyociError:
+    """The failure with its call spelled out and what to do about it; `cgroup` is the v2 directory that was entered."""
     op = failure.op
     said = words(failure.errno)
     if op.origin == ARGS:
@@ -26,7 +26,12 @@ def explain(failure: Failure) -> PyociError:
             return PyociError(f"{op.hint} ({ARGS}: {call(op, False)}: {said})")
         name = op.hint.partition(": executable")[0]
         return PyociError(f"{name}: {said} ({ARGS}: {call(op, False)})")
-    return CallError(op.origin, call(op, False), failure.errno, said, failure.detail, op.hint)
+    hint = op.hint
+    if op.call == "clone3" and cgroup:
+        from pyoci.cgroup.perform import why
+
+        hint = why("clone3", cgroup.encode(), failure.errno) or hint
+    return CallError(op.origin, call(op, False), failure.errno, said, failure.detail, hint)
 
 
 def died(message: str, cgroup_paths: dict[str, str], kills_before: int = 0) -> PyociError:

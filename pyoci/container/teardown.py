@@ -15,9 +15,11 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
     if state.cgroup_paths:
         from pyoci.cgroup.live import kill_all, remove
 
-        if state.cgroup_created:
-            kill_all(state.cgroup_paths)
-            remove(state.cgroup_paths, state.cgroup_created)
+        # a cgroup that was there before may hold somebody else's processes
+        ours = {name: path for name, path in state.cgroup_paths.items() if path in state.cgroup_created}
+        if ours:
+            kill_all(ours)
+        remove(state.cgroup_paths, state.cgroup_created)
     if poststop and state.hooks.get("poststop"):
         from pyoci.hooks import remembered, run_hooks
         from pyoci.jsontext import dumps
