@@ -25,6 +25,9 @@ def start(root: str, container_id: str) -> None:
     """See `pyoci.container.start`."""
     store = Store.open(root, container_id)
     try:
+        # runtime.md#start: an error, not a wait for the hooks of create
+        if store.busy() and store.load().phase == "creating":
+            raise WrongState(f"container {container_id!r}: {REFUSED['creating']}")
         store.lock()
         state = store.load()
         found = status(store, state)
