@@ -30,7 +30,11 @@ HIGH = 64
 
 def template() -> bytes:
     """init's ELF headers and text: the first page of the installed file."""
-    fd = posix.open(INIT_ELF, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        fd = posix.open(INIT_ELF, posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError as error:
+        message = f"{INIT_ELF}: {error.strerror}; install pyoci, or build it in place with ./check native"
+        raise PyociError(message) from None
     try:
         return posix.read(fd, TEXT)
     finally:

@@ -67,6 +67,7 @@ def show(name: str, tmp_path: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
     command = [
         sys.executable,
+        "-P",  # not the checkout that we stand in
         "-m",
         "pyoci",
         "--root",
