@@ -77,7 +77,7 @@ class Session:
     done        set by `perform` when nobody waits for what init does after this barrier
     """
 
-    __slots__ = ("control", "descriptor", "done", "perform", "pid", "program", "stage")
+    __slots__ = ("arrived", "control", "descriptor", "done", "perform", "pid", "program", "stage")
 
     def __init__(self, program: Program, perform: Callable[[Op, Session], None]) -> None:
         self.program = program
@@ -86,6 +86,7 @@ class Session:
         self.pid = 0
         self.stage = 0
         self.descriptor = -1
+        self.arrived: Callable[[int], None] | None = None
         self.done = False
 
     def spawn(
@@ -175,15 +176,18 @@ class Session:
             for _, _, data in ancillary:
                 self.descriptor = int.from_bytes(data[:4], "little")
                 posix.set_inheritable(self.descriptor, False)
+                if self.arrived is not None:
+                    self.arrived(self.descriptor)
             return message
         try:
             return control.recv(REPORT.size + TEXT_MAX)
         except ConnectionResetError:
             return b""
 
-    def expect_descriptor(self) -> None:
-        """Take the terminal's master from the next message that carries one."""
+    def expect_descriptor(self, arrived: Callable[[int], None] | None = None) -> None:
+        """Take the terminal's master from the next message that carries one, and hand it to `arrived` at once."""
         self.descriptor = -2
+        self.arrived = arrived
 
     def _reap_stage(self) -> None:
         if self.stage:

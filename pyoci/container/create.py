@@ -228,7 +228,11 @@ class Creation:
 
                 console = given["console"] = connect_console_socket(absolute(options.console_socket))
             elif self.state.terminal:
-                session.expect_descriptor()
+                from pyoci.console import match_window
+
+                process = blueprint.spec.process
+                sized = process is not None and process.console_size is not None
+                session.expect_descriptor(None if sized else match_window)
             # relative names in mount data (an overlay's lowerdir) are relative to the bundle
             posix.chdir(blueprint.bundle)
             session.spawn(blueprint.host.kernel, plan.fds, given)

@@ -168,7 +168,9 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
 
         given["console"] = connect_console_socket(absolute(options.console_socket))
     elif process.terminal:
-        session.expect_descriptor()
+        from pyoci.console import match_window
+
+        session.expect_descriptor(None if process.console_size is not None else match_window)
     try:
         session.spawn(host.kernel, fds, given)
         session.play()
@@ -191,13 +193,13 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
     return attend(session.pid, child, session.descriptor if session.descriptor >= 0 else None)
 
 
-def hook_spawner(kind: str, state: State, host: Host) -> Spawn:
-    """A `start` for `run_hooks` that starts each hook in the container's namespaces."""
+def hook_spawner(kind: str, state: State, host: Host, process: Process | None = None) -> Spawn:
+    """A `start` for `run_hooks` that starts each hook in the container's namespaces; with the rights of `process`."""
     target = target_of(state)
 
     def spawn(hook: AnyHook, stdin: int, output: int) -> int:
         origin = f"/hooks/{kind}"
-        ops = plan_hook(hook, target, origin)
+        ops = plan_hook(hook, target, origin, process, host)
         fds = descriptors(0)
 
         def perform(op: Op, session: Session) -> None:

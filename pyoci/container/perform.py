@@ -91,11 +91,16 @@ class Performer:
             self.store.save(self.state)
             entries = getattr(self.hooks, KINDS[kind])
         self.ran_hooks = True
-        run_container_hooks(kind, entries, self.state, self.host if kind in IN_CONTAINER else None)
+        run_container_hooks(kind, entries, self.state, self.host if kind in IN_CONTAINER else None, store=self.store)
 
 
 def run_container_hooks(
-    kind: str, entries: Sequence[AnyHook], state: State, host: Host | None, status: str = "created"
+    kind: str,
+    entries: Sequence[AnyHook],
+    state: State,
+    host: Host | None,
+    status: str = "created",
+    store: Store | None = None,
 ) -> None:
     """Run hooks with the state on stdin; with `host`, in the container's namespaces, else in ours."""
     from pyoci.hooks import run_hooks, spawn
@@ -108,10 +113,16 @@ def run_container_hooks(
         return
     from pyoci.container.execute import hook_spawner
 
+    process = None
+    if kind == "startContainer" and store is not None:
+        # by now its path is the image's to fill: it gets what the image's program gets
+        from pyoci.spec.load import load
+
+        process = load(store.read("config.json")).process
     # hooks in the container's pid namespace are told the pid that means something there (runtime.md#state)
     if "pid" in state.namespaces:
         shown["pid"] = 1
-    run_hooks(kind, entries, dumps(shown).encode(), hook_spawner(kind, state, host))
+    run_hooks(kind, entries, dumps(shown).encode(), hook_spawner(kind, state, host, process))
 
 
 def write_pid_file(path: str, pid: int) -> None:

@@ -61,7 +61,7 @@ def _attend(connection: _socket.socket, store: Store, state: State) -> None:
         kind, index, value, length = REPORT.unpack_from(message)
         if kind == AT_BARRIER:
             try:
-                start_container_hooks(state)
+                start_container_hooks(store, state)
             except PyociError:
                 # config.md#startcontainer-hooks: the container is stopped
                 connection.close()
@@ -73,13 +73,13 @@ def _attend(connection: _socket.socket, store: Store, state: State) -> None:
             raise _decode(store, state, index, value, text)
 
 
-def start_container_hooks(state: State) -> None:
+def start_container_hooks(store: Store, state: State) -> None:
     """The startContainer hooks, in the container's namespaces."""
     from pyoci.container.perform import run_container_hooks
     from pyoci.hooks import remembered
     from pyoci.host import probe
 
-    run_container_hooks("startContainer", remembered(state.hooks, "startContainer"), state, probe())
+    run_container_hooks("startContainer", remembered(state.hooks, "startContainer"), state, probe(), store=store)
 
 
 def poststart(store: Store, state: State) -> None:
