@@ -25,7 +25,7 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 SIGNALS = (*range(1, 32), *range(34, 65))
 DESCRIPTOR = 4  # kind of the message that carries the terminal's master
 # our own descriptors are moved out of the way of those that init is given
-HIGH = 64
+HIGH = 1
 
 
 def template() -> bytes:
