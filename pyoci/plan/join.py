@@ -13,7 +13,7 @@ from pyoci.kernel import flags as k
 from pyoci.plan.entry import NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
 from pyoci.plan.ops import RUNTIME, Op, Ref, Struct, Vector
 from pyoci.plan.paths import HANDLE, close
-from pyoci.plan.process import plan_process
+from pyoci.plan.process import ARGS, plan_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,11 +146,21 @@ def plan_exec(
     return ops + plan.begin
 
 
-def plan_hook(hook: AnyHook, target: Target, origin: str) -> list[Op]:
+def plan_hook(
+    hook: AnyHook, target: Target, origin: str, process: Process | None = None, host: Host | None = None
+) -> list[Op]:
     """Ops that run a hook in the container's namespaces; what its path means there is what it means to the container's
-    first process at this moment (config.md#posix-platform-hooks)."""
+    first process at this moment (config.md#posix-platform-hooks).
+
+    A startContainer hook is a program of the image, and so hostile: given `process` (and `host`) it has that one's
+    user, limits and capabilities, and not ours.
+    """
     ops = _begin(0, origin)
     ops += enter(target, origin, True)
+    if process is not None and host is not None:
+        granted = granted_capabilities(host, "user" in target.namespaces)
+        plan = plan_process(process, host, granted, None, (), not target.denies_setgroups)
+        ops += [op for op in plan.prepare if op.origin != ARGS]
     argv = [word.encode() for word in hook.args] or [hook.path.encode()]
     envp = [entry.encode() for entry in hook.env or ()]
     ops.append(Op("execve", (hook.path.encode(), Vector(argv), Vector(envp)), origin))
