@@ -94,9 +94,10 @@ def test_create_container_is_before_pivot_root(box: Box) -> None:
     assert read(box, "seen").split()[:2] == ["config.json", "rootfs"]
 
 
-def test_pid_is_of_the_host_and_names_are_changed_by_hooks(box: Box) -> None:
+def test_pid_leads_to_the_namespaces(box: Box) -> None:
     """What engines do in createRuntime: find the network namespace by the pid in the state."""
-    script = 'pid=$(grep -o "\\"pid\\": *[0-9]*" createRuntime0.state | grep -o "[0-9]*$"); readlink /proc/$pid/ns/net > net'
+    find = 'grep -o "\\"pid\\": *[0-9]*" createRuntime0.state | grep -o "[0-9]*$"'
+    script = f"readlink /proc/$({find})/ns/net > net"
     hook(box, "createRuntime", script)
     box.create()
     assert read(box, "net").strip() == os.readlink(f"/proc/{box.pid()}/ns/net")
@@ -148,7 +149,7 @@ def test_failure_in_run(box: Box, kind: str) -> None:
     assert order(box) == [f"{kind}0", "poststop0"]
 
 
-@pytest.mark.parametrize("kind", KINDS[:4])
+@pytest.mark.parametrize("kind", ["createRuntime", "startContainer"])
 def test_time_limit(box: Box, kind: str) -> None:
     box.config["hooks"] = {kind: [{"path": BUSYBOX, "args": ["sleep", "60"], "timeout": 1}]}
     before = time.monotonic()
@@ -163,16 +164,9 @@ def test_hook_that_is_not_there(box: Box) -> None:
 
 
 def test_arguments_and_environment(box: Box) -> None:
-    box.config["hooks"] = {
-        "createRuntime": [
-            {
-                "path": BUSYBOX,
-                "args": ["sh", "-c", f"echo $0 $1 > {box.rootfs}/tmp/args; cat /proc/self/environ > {box.rootfs}/tmp/env; "
-                         f"ls /proc/self/fd > {box.rootfs}/tmp/fds", "name", "one"],
-                "env": ["A=1"],
-            }
-        ]
-    }  # fmt: skip
+    script = f"cd {box.rootfs}/tmp; echo $0 $1 > args; cat /proc/self/environ > env; ls /proc/self/fd > fds"
+    entry = {"path": BUSYBOX, "args": ["sh", "-c", script, "name", "one"], "env": ["A=1"]}
+    box.config["hooks"] = {"createRuntime": [entry]}
     box.create()
     assert read(box, "args") == "name one\n"
     assert [entry for entry in read(box, "env").split("\0") if entry.startswith("A=")] == ["A=1"]
@@ -188,7 +182,7 @@ def test_hook_may_be_busy_while_others_ask(box: Box) -> None:
     words = box.command("create", "--bundle", str(box.bundle), box.id)
     creating = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     box.others.append(creating)
-    until(lambda: (box.rootfs / "tmp/waiting").exists())
+    until((box.rootfs / "tmp/waiting").exists)
     assert box.status() == "creating"
     assert "still being created" in box.fails("start", box.id)
     (box.rootfs / "tmp/go").touch()

@@ -156,8 +156,8 @@ def test_host_mounts_reach_a_slave_root(box: Box, value: str, seen: str) -> None
 def test_container_mounts_do_not_reach_the_host(box: Box, tree: Path) -> None:
     box.capabilities("CAP_SYS_ADMIN")
     box.mount("/b", "bind", str(tree), "rbind")
-    watch = f"(while ! test -e {tree}/done; do sleep 0.01; done; cat /proc/self/mountinfo > {tree}/seen) > /dev/null 2>&1"
-    before = f"mount --bind {tree} {tree}; mount --make-shared {tree}; {{ {watch} & }}"
+    watch = f"while ! test -e {tree}/done; do sleep 0.01; done; cat /proc/self/mountinfo > {tree}/seen"
+    before = f"mount --bind {tree} {tree}; mount --make-shared {tree}; {{ ({watch}) > /dev/null 2>&1 & }}"
     script = "mount -t tmpfs mine /b/inner; grep -c mine /proc/self/mountinfo; touch /b/done; sleep 0.1"
     assert unshared(box, before, script) == "1\n"
     until(lambda: (tree / "seen").exists() and (tree / "seen").stat().st_size)
@@ -235,8 +235,9 @@ def test_cgroup_mount(box: Box) -> None:
 def test_default_devices(box: Box) -> None:
     box.linux.pop("resources")
     shown = box.run("stat -c '%n %F %t:%T %a %u:%g' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty")
-    expected = [("null", "1:3"), ("zero", "1:5"), ("full", "1:7"), ("random", "1:8"), ("urandom", "1:9"), ("tty", "5:0")]
-    assert shown.splitlines() == [f"/dev/{name} character special file {number} 666 0:0" for name, number in expected]
+    expected = {"null": "1:3", "zero": "1:5", "full": "1:7", "random": "1:8", "urandom": "1:9", "tty": "5:0"}
+    lines = [f"/dev/{name} character special file {number} 666 0:0" for name, number in expected.items()]
+    assert shown.splitlines() == lines
     links = box.run("for name in fd stdin stdout stderr ptmx; do readlink /dev/$name; done")
     assert links.split() == ["/proc/self/fd", *(f"/proc/self/fd/{n}" for n in range(3)), "pts/ptmx"]
 

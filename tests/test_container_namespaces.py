@@ -24,9 +24,9 @@ def maps(box: Box, first: int = 100000) -> None:
     for folder in (box.folder.parent.parent, box.folder.parent, box.folder, box.bundle):
         if folder.stat().st_uid == os.geteuid():
             folder.chmod(folder.stat().st_mode | 0o711)
-    for folder, names, files in os.walk(box.rootfs):
+    for where, names, files in os.walk(box.rootfs):
         for name in (".", *names, *files):
-            os.chown(Path(folder, name), first, first, follow_symlinks=False)
+            os.chown(f"{where}/{name}", first, first, follow_symlinks=False)
 
 
 def namespace_of(pid: int | str, kind: str) -> str:
