@@ -251,6 +251,7 @@ class System:
             self.environment["PIP_" + option.upper().replace("-", "_")] = " ".join(words)
         acquire = re.compile(r"Acquire::(https?|ftp)::(Proxy|proxy|CaInfo|Verify-[A-Za-z]+)\b")
         lines = [line for line in run("apt-config", "dump").splitlines() if acquire.match(line)]
+        lines.append('Acquire::Check-Valid-Until "false";')  # a mirror may stand still while the clock goes on
         (self.top / "etc/apt/apt.conf.d/90host").write_text("".join(f"{line}\n" for line in lines))
 
 
