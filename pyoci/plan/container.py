@@ -107,6 +107,9 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops: list[Op] = [*cgroups.create]
     # -- in the runtime's namespaces
     ops += shed(options.preserve_fds)
+    if not options.listen:
+        # the caller's, if it has one by that number; until execve it would be a way for args[0] (CVE-2024-21626)
+        ops.append(Op("close_range", (fds["listen"], fds["listen"], 0), LIFECYCLE))
     ops += default_signals()
     ops.append(Op("prctl", (k.PR_SET_NAME, NAME, 0, 0, 0), LIFECYCLE))
     if process is not None and process.oom_score_adj is not None:
