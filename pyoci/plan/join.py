@@ -7,7 +7,7 @@ container is a pidfd that the runtime has checked.
 
 from __future__ import annotations
 
-from errno import EINVAL
+from errno import EINVAL, ENOSYS, EPERM
 
 from pyoci.kernel import flags as k
 from pyoci.plan.entry import NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
@@ -96,6 +96,9 @@ def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
             Op("setresuid", (0, 0, 0), origin, tolerate=(EINVAL,)),
         ]
     ops.append(Op("setsid", (), origin))
+    # what the caller keeps in its session keyring is not for the container's eyes (keyrings(7)); without a name, so
+    # that nobody can have made it before
+    ops.append(Op("keyctl", (k.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0), origin, tolerate=(ENOSYS, EPERM)))
     return ops
 
 
