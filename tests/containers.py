@@ -25,7 +25,7 @@ PACKAGES = str(Path(pyoci.__file__).resolve().parent.parent)
 COMMAND = [sys.executable, *OPTIONS, "-c", START, PACKAGES, ""]
 APPLETS = (
     "cat", "chmod", "dd", "echo", "env", "grep", "head", "hostname", "id", "ip", "kill", "ls", "mkdir", "mount",
-    "mknod", "pwd", "readlink", "seq", "sh", "sleep", "stat", "stty", "tail", "touch",
+    "mknod", "pwd", "readlink", "rmdir", "seq", "sh", "sleep", "stat", "stty", "tail", "touch",
     "tr", "true", "tty", "umount", "wc",
 )  # fmt: skip
 LIMIT = 30  # seconds that any one command may take

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from containers import COMMAND, LIMIT, Box, box, needed, until  # noqa: F401 - box is a fixture
+from containers import CGROUPS, COMMAND, LIMIT, Box, box, needed, until  # noqa: F401 - box is a fixture
 
 pytestmark = needed
 
@@ -223,13 +223,24 @@ def test_overlay(box: Box) -> None:
 
 
 def test_cgroup_mount(box: Box) -> None:
-    shown = box.run("ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/cgroup.procs; touch /sys/fs/cgroup/x 2>&1 || exit 0")
-    mode = "pids" in shown
-    if not mode:
+    if not (CGROUPS / "pids/cgroup.procs").exists():
         pytest.skip("no v1 controller 'pids'")
-    assert "memory" in shown and "Read-only file system" in shown
-    assert "1" in shown.split()
-    assert "Read-only" in box.run("mkdir /sys/fs/cgroup/pids/x 2>&1 || exit 0")
+    shown = box.run("ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/cgroup.procs")
+    assert {"pids", "memory", "1"} <= set(shown.split())
+    for place in ("", "pids/"):
+        assert "Read-only file system" in box.run(f"mkdir /sys/fs/cgroup/{place}x 2>&1 || exit 0")
+
+
+def test_writable_cgroup_mount_in_a_cgroup_namespace(box: Box) -> None:
+    if not (CGROUPS / "pids/cgroup.procs").exists():
+        pytest.skip("no v1 controller 'pids'")
+    box.namespace("cgroup")
+    box.config["mounts"][-1]["options"] = ["nosuid", "noexec", "nodev"]
+    box.mount("/seen", "bind", str(CGROUPS / "pids"), "bind")
+    new = "/sys/fs/cgroup/pids/sub"
+    shown = box.run(f"cat /proc/self/cgroup; mkdir {new} && ls -d /seen/*/sub; rmdir {new}")
+    assert {line.rpartition(":")[2] for line in shown.splitlines() if ":" in line} == {"/"}
+    assert f"/seen/{box.id}/sub" in shown
 
 
 def test_default_devices(box: Box) -> None:
