@@ -50,27 +50,27 @@ def parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def make_directories(path: str, origin: str, result: str, root: str = "rootfs", mode: int = 0o755) -> list[Op]:
+def make_directories(path: str, origin: str, result: str, resolve: int = SCOPED) -> list[Op]:
     """Ops that leave `@result` a handle of the directory `path`, making what is missing."""
     components = parts(path)
     ops: list[Op] = []
-    parent = root
+    parent = root = "rootfs"
     for count, name in enumerate(components, 1):
         here = "/".join(components[:count]).encode()
         if name == "..":
-            ops.append(openat2(root, here, HANDLE | k.O_DIRECTORY, SCOPED, origin, result))
+            ops.append(openat2(root, here, HANDLE | k.O_DIRECTORY, resolve, origin, result))
             continue
         ops.append(
             openat2(
                 root,
                 here,
                 HANDLE | k.O_DIRECTORY,
-                SCOPED,
+                resolve,
                 origin,
                 result,
                 tolerate=(ENOENT,),
                 otherwise=[
-                    Op("mkdirat", (Ref(parent), name.encode(), mode), origin, tolerate=(EEXIST,)),
+                    Op("mkdirat", (Ref(parent), name.encode(), 0o755), origin, tolerate=(EEXIST,)),
                     openat2(parent, name.encode(), HANDLE | k.O_DIRECTORY, EXACT, origin, result),
                 ],
             )
@@ -85,7 +85,8 @@ def place(path: str, kind: str, origin: str, result: str, resolve: int = SCOPED)
     components = parts(path)
     parents = "/".join(components[:-1])
     if kind == "dir":
-        create = make_directories(path, origin, result)
+        # with the same rule: the missing name may be a link by now
+        create = make_directories(path, origin, result, resolve)
     else:
         create = make_directories(parents, origin, "parent") if parents else []
         create.append(
