@@ -190,7 +190,12 @@ def plan_terminal(process: Process, receiver: str, payload: bytes) -> list[Op]:
 
     The peer comes from the master by TIOCGPTPEER: no path under /dev/pts is trusted (CVE-2025-52565).
     """
+    hint = "a terminal needs a devpts mounted on /dev/pts"
     ops = [
+        # Opening can have effects, if it is a device of the image's choice: first see that it is the one.
+        openat2("rootfs", b"dev/pts/ptmx", HANDLE | k.O_NOFOLLOW, SCOPED, TERMINAL, "ptmx", hint=hint),
+        *expect_device("ptmx", k.S_IFCHR, 5, 2, TERMINAL),
+        close("ptmx", TERMINAL),
         openat2(
             "rootfs",
             b"dev/pts/ptmx",
@@ -198,7 +203,7 @@ def plan_terminal(process: Process, receiver: str, payload: bytes) -> list[Op]:
             SCOPED,
             TERMINAL,
             "ptmx",
-            hint="a terminal needs a devpts mounted on /dev/pts",
+            hint=hint,
         ),
         Op("ioctl", (Ref("ptmx"), k.TIOCSPTLCK, Struct("int", value=0)), TERMINAL),
         Op("ioctl", (Ref("ptmx"), k.TIOCGPTPEER, k.O_RDWR | k.O_NOCTTY | k.O_CLOEXEC), TERMINAL, "tty"),
