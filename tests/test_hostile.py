@@ -7,12 +7,12 @@ the list of our mounts.  What a container was refused matters less than what it 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -62,8 +62,9 @@ def snapshot(folder: Path) -> list[tuple[object, ...]]:
     return found
 
 
-def mounts() -> list[str]:
-    return sorted(line.split(" ", 3)[3] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+def mounts(folder: Path) -> list[str]:
+    """Those of our mounts that have to do with a folder, as source or as target."""
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(folder) in line]
 
 
 class Bundle:
@@ -86,7 +87,7 @@ class Bundle:
         for name in ("ptmx", "null", "console"):
             (self.canary / "directory" / name).write_text("marker")
         self.before = snapshot(self.canary)
-        self.mounts = mounts()
+        self.mounts = mounts(folder.parent)
         self.config: dict[str, Any] = {
             "ociVersion": "1.2.0",
             "root": {"path": "rootfs"},
@@ -116,9 +117,11 @@ class Bundle:
 
     def call(self, *args: str, timeout: float = 30, **more: Any) -> subprocess.CompletedProcess[str]:
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "cwd": self.folder, **more}
+        # a created container keeps the streams that it was given
+        quiet = args[0] == "create"
+        given["stdout"] = given["stderr"] = subprocess.DEVNULL if quiet else subprocess.PIPE
         return subprocess.run(
-            [*COMMAND, "--root", str(self.states), *args],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout, check=False, **given,
+            [*COMMAND, "--root", str(self.states), *args], text=True, timeout=timeout, check=False, **given,
         )  # fmt: skip
 
     def name(self) -> str:
@@ -143,13 +146,18 @@ class Bundle:
         self.write()
         name = self.name()
         self.started.append(name)
-        done = self.call("run", "--detach", name)
-        assert (done.returncode, done.stderr) == (0, "")
+        # what runs on keeps the streams that it was given
+        done = subprocess.run(
+            [*COMMAND, "--root", str(self.states), "run", "--detach", name],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder,
+            timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0
         return name
 
     def untouched(self) -> None:
         assert snapshot(self.canary) == self.before
-        assert mounts() == self.mounts
+        assert mounts(self.folder.parent) == self.mounts
 
     def close(self) -> None:
         if self.states.exists():
@@ -171,8 +179,6 @@ def bundle(tmp_path: Path) -> Iterator[Bundle]:
 
 
 # -- what an image can hold
-
-Link = "Callable[[Bundle, Path], None]"
 
 
 def absolute(bundle: Bundle, path: Path) -> None:
@@ -267,7 +273,9 @@ def test_volume_with_links_over_the_runtime_s_files(bundle: Bundle) -> None:
     ]
     bundle.config["linux"]["maskedPaths"] = ["/proc/uptime", "/proc/kcore"]
     bundle.config["linux"]["readonlyPaths"] = ["/proc/sys"]
-    told = bundle.shell("cat /proc/uptime; stat -c %F,%t,%T /proc/uptime; echo pwned 2>&1 >/proc/sys/kernel/core_pattern || true")
+    told = bundle.shell(
+        "cat /proc/uptime; stat -c %F,%t,%T /proc/uptime; echo pwned 2>&1 >/proc/sys/kernel/core_pattern || true"
+    )
     assert told.splitlines()[0] == "character special file,1,3"
     assert Path("/proc/sys/kernel/core_pattern").read_text() == before
 
@@ -294,3 +302,548 @@ def test_sysctl_is_the_true_one(bundle: Bundle, over: str) -> None:
     done = bundle.run("/bin/cat", "/true/sys/net/ipv4/ip_default_ttl")
     assert done.returncode or done.stdout == "77\n"
     assert (fake / "net" / "ipv4" / "ip_forward").read_text() == "fake"
+
+
+def test_the_corpus_starts_without_links(bundle: Bundle) -> None:
+    """The control of all tests above: the same bundle, unspoilt, works."""
+    assert bundle.shell("echo works; pwd") == "works\n/\n"
+    bundle.process["terminal"] = True
+    assert bundle.run("/bin/readlink", "/proc/self/fd/0").stdout.strip() == "/dev/pts/0"
+
+
+# -- neighbours that race
+
+RACER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+one, other = (os.fsencode(path) for path in sys.argv[1:])
+print("racing", flush=True)
+while True:
+    libc.syscall(316 if os.uname().machine == "x86_64" else 276, -100, one, -100, other, 2)
+"""
+
+
+class Racer:
+    """Exchanges two names as fast as it can."""
+
+    def __init__(self, one: Path, other: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-c", RACER, str(one), str(other)], stdout=subprocess.PIPE
+        )
+
+    def __enter__(self) -> None:
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+
+    def __exit__(self, *unused: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.mark.parametrize("place", ["volume", "proc", "masked"])
+def test_mount_target_that_becomes_a_link(bundle: Bundle, place: str) -> None:
+    """CVE-2021-30465, CVE-2024-45310, CVE-2019-19921: a name is looked up once."""
+    (bundle.rootfs / place).mkdir(exist_ok=True)
+    (bundle.rootfs / "link").symlink_to(bundle.canary / "directory")
+    source = bundle.folder / "source"
+    source.mkdir()
+    (source / "mine").touch()
+    bundle.config["mounts"].append(
+        {"destination": "/volume/new/place", "type": "bind", "source": str(source), "options": ["bind"]}
+    )
+    bundle.config["linux"]["maskedPaths"] = [*MASKED, "/masked"]
+    bundle.process["args"] = ["/bin/ls", "/volume", "/link/"]
+    bundle.write()
+    with Racer(bundle.rootfs / place, bundle.rootfs / "link"):
+        for _ in range(30):
+            done = bundle.call("run", bundle.name())
+            assert "marker" not in done.stdout and "ptmx" not in done.stdout
+    bundle.untouched()
+
+
+def test_renames_elsewhere_stop_no_container(bundle: Bundle) -> None:
+    """openat2 gives up (EAGAIN) at a ".." when anything on the machine is renamed meanwhile: anybody could do that."""
+    (bundle.rootfs / "run").mkdir()
+    (bundle.rootfs / "var" / "a" / "b").mkdir(parents=True)
+    (bundle.rootfs / "var" / "run").symlink_to("a/../a/b/../../../var/../run")
+    for number in range(20):
+        bundle.config["mounts"].append({"destination": f"/var/run/{number}", "type": "tmpfs", "source": "tmpfs"})
+    bundle.process["args"] = ["/bin/true"]
+    bundle.write()
+    for name in ("one", "other"):
+        (bundle.folder / name).touch()
+    with Racer(bundle.folder / "one", bundle.folder / "other"):
+        for _ in range(30):
+            done = bundle.call("run", bundle.name())
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+SNOOPER = r"""
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static void look(const char *pid, const char *name, dev_t mine)
+{
+    char path[512], target[512] = "";
+    struct stat info;
+    snprintf(path, sizeof path, "/proc/%s/%s", pid, name);
+    int fd = open(path, O_RDONLY | O_NONBLOCK);
+    if (fd < 0)
+        return;
+    readlink(path, target, sizeof target - 1);
+    if (!fstat(fd, &info) && (S_ISREG(info.st_mode) || S_ISDIR(info.st_mode)) && info.st_dev != mine)
+        printf("reached %s of %s: %s\n", name, pid, target), fflush(stdout);
+    close(fd);
+}
+int main(void)
+{
+    struct stat own;
+    long seen = 0, last = 0;
+    stat("/bin/busybox", &own);
+    puts("ready"), fflush(stdout);
+    while (access("/tmp/stop", F_OK)) {
+        DIR *proc = opendir("/proc");
+        struct dirent *entry;
+        while ((entry = readdir(proc))) {
+            long pid = atol(entry->d_name);
+            if (pid <= 1 || pid == getpid())
+                continue;
+            if (pid != last)
+                seen++, last = pid;
+            look(entry->d_name, "exe", own.st_dev);
+            look(entry->d_name, "root", own.st_dev);
+            look(entry->d_name, "cwd", own.st_dev);
+            char name[16], exe[600], target[512];
+            for (int n = 3; n < 16; n++)
+                snprintf(name, sizeof name, "fd/%d", n), look(entry->d_name, name, own.st_dev);
+            if (!ptrace(PTRACE_SEIZE, pid, 0, 0)) {
+                snprintf(exe, sizeof exe, "/proc/%ld/exe", pid);
+                long got = readlink(exe, target, sizeof target - 1);
+                target[got < 0 ? 0 : got] = 0;
+                if (strstr(target, "memfd"))
+                    printf("traced %ld: %s\n", pid, target), fflush(stdout);
+                ptrace(PTRACE_INTERRUPT, pid, 0, 0), waitpid(pid, 0, 0), ptrace(PTRACE_DETACH, pid, 0, 0);
+            }
+        }
+        closedir(proc);
+    }
+    printf("saw %ld\n", seen);
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_snooper_reaches_nothing_of_exec(bundle: Bundle, user: int) -> None:
+    """CVE-2016-9962, CVE-2019-5736: while execs come in, a process of the container goes for all that they hold."""
+    compile_static(bundle, "snooper", SNOOPER)
+    (bundle.rootfs / "tmp").chmod(0o777)
+    bundle.process["user"] = {"uid": user, "gid": user}
+    name = bundle.start("/bin/sh", "-c", "snooper >/tmp/found; sleep 100")
+    found = bundle.rootfs / "tmp" / "found"
+    until(lambda: found.exists() and "ready" in found.read_text())
+    for number in range(50):
+        done = bundle.call("exec", *(["--user", "1000"] if number % 2 else []), name, "/bin/true")
+        assert (done.returncode, done.stderr) == (0, "")
+    (bundle.rootfs / "tmp" / "stop").touch()
+    until(lambda: "saw" in found.read_text())
+    lines = found.read_text().splitlines()
+    assert lines[0] == "ready" and lines[-1].startswith("saw") and lines[1:-1] == []
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+# -- the runtime's own program and descriptors
+
+
+def test_entrypoint_that_is_the_runtime(bundle: Bundle) -> None:
+    """CVE-2019-5736: what /proc/self/exe is can be executed, and changed by nobody."""
+    parts = [Path(sys.executable).resolve(), *PACKAGE.rglob("*.py"), PACKAGE / "init" / "init.elf"]
+    before = [hashlib.sha256(path.read_bytes()).digest() for path in parts]
+    entry = bundle.rootfs / "entry"
+    entry.write_text("#!/proc/self/exe\n")
+    entry.chmod(0o755)
+    for args in (["/entry"], ["/proc/self/exe"], ["/proc/self/exe", "init"]):
+        assert bundle.run(*args).returncode
+    name = bundle.start()
+    for args in (["/entry"], ["/proc/self/exe"], ["/proc/1/exe"]):
+        bundle.call("exec", name, *args)
+    assert [hashlib.sha256(path.read_bytes()).digest() for path in parts] == before
+
+
+@pytest.mark.parametrize("path", ["/proc/self/fd/{}", "/proc/self/fd/{}/../..", "/proc/1/fd/{}", "/link{}"])
+def test_descriptor_as_working_directory(bundle: Bundle, path: str) -> None:
+    """CVE-2024-21626, from the configuration and from exec."""
+    leaked = os.open(bundle.canary, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for number in range(12):
+            (bundle.rootfs / f"link{number}").symlink_to(f"/proc/self/fd/{number}")
+            bundle.process["cwd"] = path.format(number)
+            done = bundle.run("/bin/ls", pass_fds=(leaked,))
+            assert "canary" not in done.stdout and "marker" not in done.stdout and not done.stdout.count("file")
+        bundle.process["cwd"] = "/"
+        name = bundle.start()
+        for number in range(12):
+            done = bundle.call("exec", "--cwd", path.format(number), name, "/bin/ls", pass_fds=(leaked,))
+            assert not done.stdout.count("file")
+    finally:
+        os.close(leaked)
+
+
+@pytest.mark.parametrize("how", ["run", "create", "exec"])
+def test_descriptor_as_program(bundle: Bundle, how: str) -> None:
+    """What the caller left open is no way to a program of the host's, by any number."""
+    shutil.copy(BUSYBOX, bundle.folder / "true")
+    name = bundle.start() if how == "exec" else ""
+    ran = []
+    opened = " ".join(f"{number}<{bundle.folder}" for number in range(3, 10))
+    for number in range(3, 10):
+        args = [f"/proc/self/fd/{number}/true"]
+        if how != "exec":
+            bundle.process["args"] = args
+            bundle.write()
+            name = bundle.name()
+        command = [*COMMAND, "--root", str(bundle.states), how, name, *(args if how == "exec" else [])]
+        done = subprocess.run(
+            ["/bin/bash", "-c", f'exec "$@" {opened}', "bash", *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+            cwd=bundle.folder, timeout=30,
+        )  # fmt: skip
+        code = done.returncode
+        if how == "create" and code == 0:
+            code = bundle.call("start", name).returncode
+        if code == 0:
+            ran.append(number)
+    assert ran == []
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-", "2>&-"])
+def test_standard_stream_that_is_closed(bundle: Bundle, closed: str) -> None:
+    """A descriptor of the runtime's or of init's does not become the program's stdin."""
+    bundle.process["args"] = ["/bin/sh", "-c", "for n in 0 1 2 3 4 5 6; do readlink /proc/self/fd/$n; done >/tmp/fds"]
+    bundle.write()
+    subprocess.run(
+        ["bash", "-c", f'exec "$@" {closed}', "bash", *COMMAND, "--root", str(bundle.states), "run", bundle.name()],
+        cwd=bundle.folder, timeout=30, check=False,
+    )  # fmt: skip
+    seen = bundle.rootfs / "tmp" / "fds"
+    lines = seen.read_text().splitlines() if seen.exists() else []
+    assert not [
+        line for line in lines if "state" in line or "memfd" in line or "socket" in line or str(bundle.folder) in line
+    ]
+
+
+def test_open_descriptors_of_the_program(bundle: Bundle) -> None:
+    """Only the standard streams, and what is preserved; also in exec."""
+    script = "ls /proc/self/fd | wc -l"
+    leaked = [os.open(bundle.canary, os.O_RDONLY) for _ in range(5)]
+    try:
+        assert bundle.shell(script, pass_fds=leaked) == "4\n"
+        name = bundle.start()
+        assert bundle.call("exec", name, "/bin/sh", "-c", script, pass_fds=leaked).stdout == "4\n"
+        environment = {**os.environ, "LISTEN_FDS": "0"}
+        assert bundle.shell(script, pass_fds=leaked, env=environment) == "4\n"
+    finally:
+        for descriptor in leaked:
+            os.close(descriptor)
+
+
+def test_preserved_descriptor_that_is_not_open(bundle: Bundle) -> None:
+    """init's own handles must not take the numbers that the caller promised to fill."""
+    bundle.process["args"] = ["/proc/self/fd/3/bin/busybox", "true"]
+    bundle.write()
+    for number in range(3, 9):
+        bundle.process["args"] = [f"/proc/self/fd/{number}/bin/busybox", "true"]
+        bundle.write()
+        assert bundle.call("run", "--preserve-fds", "6", bundle.name()).returncode
+
+
+# -- rights
+
+
+RIGHTS = "cat /proc/self/status"
+NONE = "0000000000000000"
+
+
+def rights(text: str) -> dict[str, str]:
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+@pytest.mark.parametrize("how", ["run", "exec", "exec-cap", "hook"])
+def test_rights_are_those_of_the_configuration(bundle: Bundle, how: str) -> None:
+    """CVE-2022-29162: nothing inheritable, nothing ambient; and a hook out of the image is no way to more."""
+    kill = f"{1 << 5:016x}"
+    if how == "hook":
+        bundle.config["hooks"] = {
+            "startContainer": [
+                {"path": "/bin/sh", "args": ["sh", "-c", RIGHTS + " >/tmp/rights"], "env": ["PATH=/bin"]}
+            ]
+        }
+        for command in ("run", "create"):
+            bundle.process["args"] = ["/bin/cat", "/tmp/rights"]
+            bundle.write()
+            name = bundle.name()
+            done = bundle.call(command, name)
+            assert done.returncode == 0, done.stderr
+            if command == "create":
+                done = bundle.call("start", name)
+                assert (done.returncode, done.stderr) == (0, "")
+            seen = rights((bundle.rootfs / "tmp" / "rights").read_text())
+            assert (seen["CapBnd"], seen["CapPrm"], seen["NoNewPrivs"]) == (kill, kill, "1")
+        return
+    if how == "run":
+        seen = rights(bundle.run("/bin/cat", "/proc/self/status").stdout)
+    else:
+        extra = ["--cap", "CAP_SYS_ADMIN"] if how == "exec-cap" else []
+        seen = rights(bundle.call("exec", *extra, bundle.start(), "/bin/cat", "/proc/self/status").stdout)
+        kill = f"{1 << 5 | (1 << 21 if extra else 0):016x}"
+    assert (seen["CapInh"], seen["CapAmb"], seen["CapBnd"], seen["CapPrm"]) == (NONE, NONE, kill, kill)
+    assert (seen["NoNewPrivs"], seen["SigIgn"], seen["SigBlk"], seen["Groups"]) == ("1", NONE, NONE, "")
+
+
+def test_numeric_users(bundle: Bundle) -> None:
+    """CVE-2016-3697, CVE-2026-30892: a number is that number, whatever the image's passwd calls it."""
+    (bundle.rootfs / "etc" / "passwd").write_text("1000:x:0:0::/:/bin/sh\n1:x:0:0::/:/bin/sh\n")
+    name = bundle.start()
+    for text, uid, gid in (("1000", "1000", "0"), ("1:2", "1", "2"), ("0", "0", "0")):
+        done = bundle.call("exec", "--user", text, name, "/bin/sh", "-c", "id -u; id -g")
+        assert done.stdout.split() == [uid, gid]
+    for text in (
+        "1:",
+        ":2",
+        "-1",
+        "4294967295",
+        "4294967296",
+        "01",
+        "1 ",
+        " 1",
+        "a",
+        "1:a",
+        "root",
+        "0x0",
+        "1:-1",
+        "+0",
+    ):
+        assert bundle.call("exec", f"--user={text}", name, "/bin/true").returncode, text
+
+
+KEYRING = r"""
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void)
+{
+    char text[200] = "none";
+    syscall(SYS_keyctl, 6, -3, text, sizeof text); /* KEYCTL_DESCRIBE, KEY_SPEC_SESSION_KEYRING */
+    puts(text);
+    return 0;
+}
+"""
+
+
+def compile_static(bundle: Bundle, name: str, text: str) -> None:
+    """A static program in the image's /bin."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler is installed")
+    source = bundle.folder / f"{name}.c"
+    source.write_text(text)
+    built = subprocess.run(
+        ["cc", "-static", "-O1", "-w", "-o", str(bundle.rootfs / "bin" / name), str(source)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if built.returncode:
+        pytest.skip(f"no static C library: {built.stderr[:100]}")
+
+
+def test_session_keyring_stays_outside(bundle: Bundle) -> None:
+    """What the caller keeps in its session keyring is not the container's, by create or by exec (keyrings(7))."""
+    keyctl = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(keyctl, 0, -3, 0, 0, 0) < 0 and ctypes.get_errno() == errno.ENOSYS:
+        pytest.skip("this kernel has no keyrings")
+    compile_static(bundle, "keyring", KEYRING)
+    join = (
+        "import ctypes, os, sys; ctypes.CDLL(None).syscall(int(sys.argv[1]), 1, b'canary', 0, 0, 0); "
+        "os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    name = bundle.start()
+    bundle.process["args"] = ["/bin/keyring"]
+    bundle.write()
+    for command in (["exec", name, "/bin/keyring"], ["run", bundle.name()]):
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", join, str(keyctl), *COMMAND, "--root", str(bundle.states), *command],
+            capture_output=True, text=True, cwd=bundle.folder, check=False, timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 0
+        assert done.stdout.startswith("keyring;") and "canary" not in done.stdout
+
+
+# -- Python's own dangers
+
+POISON = "open({marker!r}, 'w').close()\nraise SystemExit(99)\n"
+MODULES = (
+    "errno", "re", "json", "socket", "_socket", "pwd", "traceback", "linecache", "codecs", "os", "posix", "ctypes",
+    "sitecustomize", "usercustomize", "readline", "termios", "locale", "__future__", "pyoci",
+)  # fmt: skip
+
+
+def test_poisoned_modules(bundle: Bundle) -> None:
+    """No Python from the image, the bundle, the working directory or the environment is ever executed."""
+    marker = bundle.folder / "poisoned"
+    text = POISON.format(marker=str(marker))
+    library = bundle.rootfs / sys.base_prefix.lstrip("/") / "lib" / f"python3.{sys.version_info.minor}"
+    places = [bundle.folder, bundle.rootfs, library, library / "lib-dynload", library / "encodings"]
+    places += [bundle.rootfs / str(PACKAGE).lstrip("/")]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        for module in (*MODULES, "__init__", "idna", "latin_1"):
+            (place / f"{module}.py").write_text(text)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(bundle.folder),
+        "PYTHONSTARTUP": str(bundle.folder / "os.py"),
+        "PYTHONHOME": str(bundle.folder),
+        "PYTHONUSERBASE": str(bundle.folder),
+        "PYTHONINSPECT": "1",
+        "PYTHONBREAKPOINT": "poisoned",
+        "HOME": str(bundle.folder),
+    }
+    assert bundle.run("/bin/cat", "/proc/self/environ", env=environment).stdout == "PATH=/bin\0"
+    name = bundle.start()
+    assert bundle.call("exec", name, "/bin/true", env=environment).returncode == 0
+    assert bundle.call("exec", name, "/bin/missing", env=environment).returncode
+    assert bundle.call("state", name, env=environment).returncode == 0
+    bundle.process["cwd"] = "/proc/self/fd/3"
+    assert bundle.run("/bin/missing", env=environment).returncode
+    assert not marker.exists()
+
+
+# -- the runtime is killed
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer", "startContainer"])
+def test_runtime_that_is_killed(bundle: Bundle, kind: str) -> None:
+    """kill -9 at any barrier: what was being built ends by itself, and delete leaves nothing."""
+    marker = bundle.rootfs / "tmp" / "ran"
+    waiting = {"path": "/bin/sleep", "args": ["sleep", "3"], "env": ["PATH=/bin"]}
+    bundle.config["hooks"] = {kind: [waiting]}
+    bundle.process["args"] = ["/bin/touch", "/tmp/ran"]
+    bundle.write()
+    name = bundle.name()
+    runtime = subprocess.Popen(
+        [*COMMAND, "--root", str(bundle.states), "run", name],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=bundle.folder,
+    )  # fmt: skip
+    state = bundle.states / name / "state.json"
+    until(lambda: state.exists() and json.loads(state.read_text())["pid"] > 0)
+    init = json.loads(state.read_text())["pid"]
+    time.sleep(0.1)
+    runtime.send_signal(signal.SIGKILL)
+    runtime.wait()
+    until(lambda: not Path(f"/proc/{init}").exists() or "\nState:\tZ" in Path(f"/proc/{init}/status").read_text())
+    assert bundle.call("delete", "--force", name).returncode == 0
+    assert not (bundle.states / name).exists()
+    assert not marker.exists()
+
+
+# -- who calls, and where states are
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".cache", "", "a/b", "/", "a\nb", "a b", "é", "a" * 300, "*", "../x"])
+def test_id_that_is_no_name(bundle: Bundle, name: str) -> None:
+    (bundle.states / ".cache").mkdir(parents=True)
+    bundle.write()
+    for command in (["run"], ["create"], ["delete", "--force"], ["state"], ["kill"], ["start"]):
+        assert bundle.call(*command, "--", name).returncode, command
+    assert [path.name for path in bundle.states.iterdir()] == [".cache"]
+    assert bundle.folder.exists()
+
+
+def test_state_that_somebody_else_made(bundle: Bundle) -> None:
+    """A directory that others can write to, belongs to them, or is a link decides nothing."""
+    victim = subprocess.Popen(["/bin/sleep", "50"])
+    try:
+        name = bundle.start()
+        real = bundle.states / name
+        state = json.loads((real / "state.json").read_text())
+        state["pid"] = victim.pid
+        forged = bundle.folder / "forged"
+        shutil.copytree(real, forged, ignore=lambda *_: ["start.sock"])
+        (forged / "state.json").write_text(json.dumps(state))
+        (bundle.states / "linked").symlink_to(forged)
+        assert bundle.call("kill", "linked", "KILL").returncode
+        assert bundle.call("delete", "--force", "linked").returncode
+        (bundle.states / "linked").unlink()
+        for change in ("owner", "mode"):
+            place = bundle.states / change
+            shutil.copytree(forged, place)
+            if change == "owner":
+                os.chown(place, 1000, 1000)
+            else:
+                place.chmod(0o777)
+            assert bundle.call("kill", change, "KILL").returncode
+            assert bundle.call("delete", "--force", change).returncode
+            shutil.rmtree(place)
+        # the pid of another start time is not the container's
+        (real / "state.json").rename(real / "kept")
+        (real / "state.json").write_text(json.dumps(state))
+        assert bundle.call("kill", name, "KILL").returncode
+        assert victim.poll() is None
+        (real / "kept").rename(real / "state.json")
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+def test_large_configurations(bundle: Bundle) -> None:
+    """CVE-2021-43784: no length is cut; what is too much is refused by a clear error."""
+    bundle.process["env"] = ["PATH=/bin", *(f"V{number}={'x' * 100_000}" for number in range(10))]
+    assert len(bundle.run("/bin/cat", "/proc/self/environ").stdout) == 10 + 10 * 100_004
+    bundle.process["env"] = ["PATH=/bin"]
+    bundle.config["annotations"] = {"long": "a" * 70_000}
+    bundle.config["linux"]["maskedPaths"] = [f"/proc/none{number}" for number in range(3000)]
+    assert bundle.shell("echo fine") == "fine\n"
+    bundle.process["cwd"] = "/" + "x" * 70_000
+    done = bundle.run("/bin/true")
+    assert done.returncode and len(done.stderr) < 200_000 and "Traceback" not in done.stderr
+    bundle.process["cwd"] = "/"
+    bundle.config["mounts"] += [
+        {"destination": f"/tmp/m{number}", "type": "tmpfs", "source": "tmpfs"} for number in range(1500)
+    ]
+    assert bundle.shell("ls /tmp | wc -l").strip() == "1500"
+
+
+def test_read_only_cgroups(bundle: Bundle) -> None:
+    bundle.config["mounts"].append(
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid", "noexec"]}
+    )
+    script = "for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do mkdir $d/evil 2>/dev/null && echo made $d; done; echo end"
+    assert bundle.shell(script) == "end\n"
+
+
+def test_terminal_needs_a_true_ptmx(bundle: Bundle) -> None:
+    """What the image has in a devpts's place is not even opened: opening a device can do things."""
+    bundle.config["mounts"] = [PROC]
+    (bundle.rootfs / "dev" / "pts").mkdir()
+    ptmx = bundle.rootfs / "dev" / "pts" / "ptmx"
+    bundle.process["terminal"] = True
+    for make in (fifo, device):
+        make(bundle, ptmx)
+        done = bundle.run("/bin/true")
+        assert done.returncode and "expect" in done.stderr, done.stderr
+        ptmx.unlink()
