@@ -410,8 +410,8 @@ def the_root_is_reached_by_handles(case: Case) -> None:
     placed = case.where(lambda op: op.call == "move_mount" and op.args[2] == k.AT_FDCWD)
     opened = case.where(lambda op: op.result == "rootfs")
     changed = case.calls("pivot_root", "chroot")
-    assert len(changed) == 1 and len(placed) <= 1
-    begin = (placed or opened)[0]
+    assert len(changed) == 1 and len(placed) <= 2
+    begin = placed[-1] if placed else opened[0]
     for place in range(begin + 1, changed[0]):
         op = case.all[place]
         if op.performer == RUNTIME:

@@ -11,7 +11,7 @@ init        waits for start; startContainer hooks by the runtime; seccomp; execv
 
 from __future__ import annotations
 
-from errno import EAFNOSUPPORT, EINVAL, ENOSYS, EPERM
+from errno import EACCES, EAFNOSUPPORT, EINVAL, ENOSYS, EPERM
 
 from pyoci.kernel import flags as k
 from pyoci.kernel.seccomp import filter_flags
@@ -161,7 +161,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         ops.append(_setattr_root(k.MS_SLAVE, names.pointer("mount")))
     if not privileged:
         ops += sources
-    ops += _place_root(spec, own_mounts)
+    ops += _place_root(spec, options, own_mounts)
     ops += mount_plan.ops
     ops += device_plan.ops
     if process is not None and process.terminal:
@@ -198,13 +198,20 @@ def _setattr_root(propagation: int, origin: str) -> Op:
     return Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, attr, mounts.ATTR_SIZE), origin)
 
 
-def _place_root(spec: Spec, own_mounts: bool) -> list[Op]:
-    """Put the detached root on top of "/": the one place whose name cannot lie, and the one that pivot_root
-    replaces."""
+def _place_root(spec: Spec, options: PlanOptions, own_mounts: bool) -> list[Op]:
+    """Attach the detached root: on top of "/", the one place whose name cannot lie, and the one that pivot_root
+    replaces.  Hooks of create may look for the container at /root/path, or mount something there
+    (config.md#createcontainer-hooks): for them it is attached at that path, where we can reach it."""
     if not own_mounts:
         return []
     asked = spec.linux.rootfs_propagation
     slave = asked in ("", "slave", "rslave")
+    on_top = _attach_root(b"/")
+    hooks = spec.hooks
+    if (hooks.prestart or hooks.create_runtime or hooks.create_container) and not options.no_pivot:
+        place = _attach_root(root_path(spec, options.bundle).encode(), tolerate=(EACCES,), otherwise=[on_top])
+    else:
+        place = on_top
     return [
         mounts.setattr_op(
             "rootfs",
@@ -212,12 +219,18 @@ def _place_root(spec: Spec, own_mounts: bool) -> list[Op]:
             "/linux/rootfsPropagation" if asked else "config-linux.md#rootfs-mount-propagation",
             propagation=k.MS_SLAVE if slave else k.MS_PRIVATE,
         ),
-        Op(
-            "move_mount",
-            (Ref("rootfs"), b"", k.AT_FDCWD, b"/", k.MOVE_MOUNT_F_EMPTY_PATH),
-            "/root/path",
-        ),
+        place,
     ]
+
+
+def _attach_root(place: bytes, tolerate: tuple[int, ...] = (), otherwise: list[Op] | None = None) -> Op:
+    return Op(
+        "move_mount",
+        (Ref("rootfs"), b"", k.AT_FDCWD, place, k.MOVE_MOUNT_F_EMPTY_PATH),
+        "/root/path",
+        tolerate=tolerate,
+        otherwise=otherwise or (),
+    )
 
 
 def _private_procfs() -> list[Op]:
