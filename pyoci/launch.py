@@ -98,6 +98,12 @@ class Session:
     ) -> None:
         """Start init; `fds` are its numbers for its descriptors by name, `given` our descriptors for some of those
         names."""
+        for preserved in range(3, min(fds.values())):
+            try:
+                posix.fstat(preserved)
+            except OSError:
+                # its number would be that of a descriptor of init's, which must not outlive execve
+                raise PyociError(f"--preserve-fds: descriptor {preserved} is not open") from None
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self.control = ours
         high: list[int] = []

@@ -237,6 +237,14 @@ def test_preserved_descriptors_and_no_others(box: Box) -> None:
     os.close(leaked)
 
 
+def test_a_preserved_descriptor_that_is_not_open_is_an_error(box: Box) -> None:
+    """Its number would be given to a descriptor of ours, below those that are closed before execve."""
+    box.write()
+    said = box.fails("run", "--preserve-fds", "40", "--bundle", str(box.bundle), box.id)
+    assert "--preserve-fds: descriptor 3 is not open" in said
+    box.gone()
+
+
 def test_signals_are_as_at_boot(box: Box) -> None:
     box.process["args"] = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"]
     box.write()
