@@ -100,10 +100,12 @@ class Session:
         names."""
         for preserved in range(3, min(fds.values())):
             try:
-                posix.fstat(preserved)
+                given_to_us = posix.get_inheritable(preserved)
             except OSError:
+                given_to_us = False
+            if not given_to_us:
                 # its number would be that of a descriptor of init's, which must not outlive execve
-                raise PyociError(f"--preserve-fds: descriptor {preserved} is not open") from None
+                raise PyociError(f"--preserve-fds: descriptor {preserved} is not open")
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self.control = ours
         high: list[int] = []
