@@ -1,0 +1,65 @@
+"""What this machine cannot show, in a virtual one (conformance/vm): cgroup v2 with all controllers, under systemd."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
+BROKEN = 125  # the status of conformance/vm/run when there is no machine
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def vm(root: Path, cache: Path) -> Run:
+    """`vm("command", ..., layout="v2")` runs a command in a machine; the checkout and our modules are there too."""
+    harness = [str(root / "conformance/vm/run"), "--cache", str(cache / "vm"), "--share", f"{sys.prefix}:ro"]
+
+    def run(*command: str, layout: str = "v2", timeout: int = 600) -> subprocess.CompletedProcess[str]:
+        variables = {"PYTHONPATH": sysconfig.get_path("purelib"), "PYTHONDONTWRITEBYTECODE": "1"}
+        words = [*harness, "--cgroup", layout, "--timeout", str(timeout)]
+        words += [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
+        environment = {**os.environ, "PYTHON": sys.executable}
+        return subprocess.run(
+            [*words, "--", *command], cwd=root, env=environment, capture_output=True, text=True, check=False
+        )
+
+    probe = run("true")
+    if probe.returncode == BROKEN:
+        pytest.skip(f"no virtual machine here: {probe.stderr.strip().splitlines()[:1]}")
+    return run
+
+
+def test_the_harness_passes_status_and_streams(vm: Run) -> None:
+    done = vm("sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 7)
+
+
+def test_the_harness_ends_what_takes_too_long(vm: Run) -> None:
+    assert vm("sleep", "60", timeout=2).returncode == 124
+
+
+def test_v2_has_its_controllers(vm: Run) -> None:
+    controllers = vm("cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split()
+    assert {"cpuset", "cpu", "io", "memory", "hugetlb", "pids"} <= set(controllers)
+
+
+@pytest.mark.parametrize(("layout", "unified"), [("hybrid", "/sys/fs/cgroup/unified"), ("v1", "")])
+def test_other_layouts(vm: Run, layout: str, unified: str) -> None:
+    mounts = [line.split() for line in vm("cat", "/proc/mounts", layout=layout).stdout.splitlines()]
+    assert "/sys/fs/cgroup/memory" in [where for _, where, kind, *_ in mounts if kind == "cgroup"]
+    assert [where for _, where, kind, *_ in mounts if kind == "cgroup2"] == ([unified] if unified else [])
+
+
+def test_limits_of_v2(vm: Run) -> None:
+    """The tests of v2's limits, which skip themselves on a machine whose controllers v1 has."""
+    pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = vm(*pytest_there, "tests/test_cgroup_v2.py", timeout=900)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
