@@ -77,6 +77,11 @@ def match_window(master: int) -> None:
             return
 
 
+def hold_signals() -> None:
+    """From just before the program starts until `attend` can pass them on, signals wait: none may end us instead."""
+    signals.hold(FORWARDED)
+
+
 def attend(pid: int, pidfd: int, master: int | None = None) -> int:
     """Stay with our child `pid` until it ends, and return its exit status as shells say it.
 
@@ -101,6 +106,7 @@ def attend(pid: int, pidfd: int, master: int | None = None) -> int:
             # Before the handlers: a job in the background is to be stopped here (SIGTTOU), as any program would be.
             terminal.enter()
         before = signals.catch(FORWARDED, pass_on) + signals.catch((signals.SIGWINCH,), resize)
+        signals.release(FORWARDED)
         if terminal is not None:
             match_window(terminal.master)
             terminal.copy_until(pidfd)

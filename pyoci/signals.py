@@ -95,6 +95,16 @@ def send(pidfd: int, number: int) -> None:
     _signal.pidfd_send_signal(pidfd, number)
 
 
+def hold(numbers: Iterable[int]) -> None:
+    """Let these signals wait until `release`."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, numbers)
+
+
+def release(numbers: Iterable[int]) -> None:
+    """Deliver these signals again, those that have waited at once."""
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, numbers)
+
+
 def catch(numbers: Iterable[int], handler: Callable[[int, object], None]) -> list[tuple[int, object]]:
     """Let `handler(number, frame)` have these signals; returns what `restore` needs.
 

@@ -148,3 +148,29 @@ def test_sysctl(box: Box) -> None:
     assert Path("/proc/sys/kernel/msgmax").read_text() != "4097\n"
     box.linux["sysctl"] = {"vm.swappiness": "1"}
     assert "/linux/sysctl" in box.refused()
+
+
+def test_mounts_need_a_mount_namespace(box: Box) -> None:
+    """Without one they would be the host's, and outlive the container."""
+    box.without("mount")
+    box.write()
+    assert "/linux/namespaces: mounting without a mount namespace" in box.refused()
+
+
+def test_the_runtimes_own_mount_namespace_is_no_containers(box: Box) -> None:
+    """pivot_root in it would take the root from every process of the host."""
+    box.without("mount")
+    box.namespace("mount", "/proc/self/ns/mnt")
+    box.write()
+    assert "is the runtime's own mount namespace" in box.refused()
+
+
+def test_a_root_that_shows_the_hosts_dev_leaves_its_ptmx(box: Box) -> None:
+    before = os.lstat("/dev/ptmx")
+    box.config["root"] = {"path": "/", "readonly": False}
+    box.config["mounts"] = [mount for mount in box.config["mounts"] if not mount["destination"].startswith("/dev")]
+    box.process["args"] = ["/bin/true"]
+    box.write()
+    box("run", "--bundle", str(box.bundle), box.id)
+    after = os.lstat("/dev/ptmx")
+    assert (before.st_mode, before.st_rdev, before.st_ino) == (after.st_mode, after.st_rdev, after.st_ino)

@@ -7,7 +7,7 @@ import posix
 
 from pyoci import VERSION
 from pyoci.container.perform import Performer
-from pyoci.errors import HookError, PyociError
+from pyoci.errors import HookError, PyociError, Unsupported
 from pyoci.host import probe, probe_sources, source_type
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Died, Failure, Session, run_ops, template
@@ -83,6 +83,7 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
     root = root_path(spec, bundle)
     if source_type(root) != "dir":
         raise PyociError(f"/root/path: invalid rootfs: stat {root}: no such file or directory, or not a directory")
+    check_mount_namespace(spec)
     plan_options = PlanOptions(
         options.id,
         bundle,
@@ -109,6 +110,25 @@ def check_terminal(spec: Spec, options: CreateOptions, console: str | None) -> N
         raise PyociError("/process/terminal: cannot allocate tty if the container is detached without --console-socket")
     if not terminal and options.console_socket:
         raise PyociError("/process/terminal: --console-socket is given, but the process has no terminal")
+
+
+def check_mount_namespace(spec: Spec) -> None:
+    """Nothing may be mounted where it would stay after the container, or over the host's own root."""
+    for index, entry in enumerate(spec.linux.namespaces):
+        if entry.type == "mount":
+            if entry.path:
+                try:
+                    there, ours = posix.stat(entry.path), posix.stat("/proc/self/ns/mnt")
+                except OSError:
+                    return  # init's open says why
+                if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                    pointer = f"/linux/namespaces/{index}/path"
+                    raise PyociError(f"{pointer}: {entry.path} is the runtime's own mount namespace, not a container's")
+            return
+    if spec.mounts or spec.linux.masked_paths or spec.linux.readonly_paths:
+        raise Unsupported(
+            "/linux/namespaces", "mounting without a mount namespace, where mounts outlive the container"
+        )
 
 
 def warn_capabilities(spec: Spec, host: Host) -> None:

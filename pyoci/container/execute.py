@@ -152,6 +152,10 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
 
     def perform(op: Op, session: Session) -> None:
         if op.call == "created":
+            if not options.detach:
+                from pyoci.console import hold_signals
+
+                hold_signals()
             if pid_file:
                 write_pid_file(pid_file, session.pid)
         elif op.call == "write":

@@ -69,6 +69,10 @@ class Performer:
         if self.pid_file:
             write_pid_file(self.pid_file, session.pid)
         session.done = self.after_created
+        if not self.after_created:
+            from pyoci.console import hold_signals
+
+            hold_signals()
 
     def know(self, pid: int) -> None:
         """Put the process into the state: its pid, and the start time that makes it unmistakable."""

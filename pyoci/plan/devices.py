@@ -89,20 +89,42 @@ def plan_devices(spec: Spec, by_bind: bool) -> DevicePlan:
             plan.ops.append(
                 Op("symlinkat", (target.encode(), Ref("dev"), name.encode()), LINKS_CLAUSE, tolerate=(EEXIST, EROFS))
             )
-        plan.ops.append(
-            Op(
-                "symlinkat",
-                (b"pts/ptmx", Ref("dev"), b"ptmx"),
-                DEFAULT_CLAUSE,
-                tolerate=(EEXIST,),
-                otherwise=[
-                    # whatever the image has there belongs to another devpts
-                    Op("unlinkat", (Ref("dev"), b"ptmx", 0), DEFAULT_CLAUSE),
-                    Op("symlinkat", (b"pts/ptmx", Ref("dev"), b"ptmx"), DEFAULT_CLAUSE),
-                ],
-            )
-        )
+        plan.ops += _ptmx()
     return plan
+
+
+def _ptmx() -> list[Op]:
+    """/dev/ptmx leads to the container's own devpts: a link to pts/ptmx, or the device itself, for which the kernel
+    looks at the `pts` beside it.  Anything else that an image has there is replaced; the device may be the host's own
+    node, in a root that shows the host's /dev, and is left alone."""
+    place = (b"pts/ptmx", Ref("dev"), b"ptmx")
+    return [
+        Op(
+            "symlinkat",
+            place,
+            DEFAULT_CLAUSE,
+            tolerate=(EEXIST,),
+            otherwise=[
+                openat2("dev", b"ptmx", HANDLE | k.O_NOFOLLOW, EXACT, DEFAULT_CLAUSE, "target"),
+                Op(
+                    "statx",
+                    (Ref("target"), b"", k.AT_EMPTY_PATH, k.STATX_BASIC_STATS, Buffer("stat_ptmx", STATX_SIZE)),
+                    DEFAULT_CLAUSE,
+                ),
+                Op(
+                    "expect",
+                    (Address("stat_ptmx", STATX_RDEV), 0xFFFFFFFFFFFFFFFF, 5 | 2 << 32, EEXIST),
+                    DEFAULT_CLAUSE,
+                    tolerate=(EEXIST,),
+                    otherwise=[
+                        Op("unlinkat", (Ref("dev"), b"ptmx", 0), DEFAULT_CLAUSE),
+                        Op("symlinkat", place, DEFAULT_CLAUSE),
+                    ],
+                ),
+                close("target", DEFAULT_CLAUSE),
+            ],
+        )
+    ]
 
 
 class _Node:
