@@ -74,10 +74,29 @@ __asm__(".globl _start\n_start:\n    mov x29, #0\n    mov x0, sp\n    bl launch\
 #define TYPE 0170000
 #define DIRECTORY 0040000
 #define LINK 0120000
-#define ASK 0x11b /* STATX_TYPE | MODE | UID | GID | INO */
+#define ASK 0x35b /* STATX_TYPE | MODE | UID | GID | MTIME | INO | SIZE */
 #define PATH_SIZE 4096
 
-static const char start[] = "import sys; sys.path.insert(0, sys.argv[1]); from pyoci.__main__ import start; start()";
+static const char start[] =
+    "import sys\n"
+    "if 'pyoci' in sys._xoptions:\n"
+    "    import posix, marshal\n"
+    "    from _frozen_importlib_external import MAGIC_NUMBER\n"
+    "    try:\n"
+    "        f = posix.open('%s/pyoci/__pycache__/pyoci.%s.%s.archive' % (\n"
+    "            sys.argv[1], sys.implementation.cache_tag, sys._xoptions['pyoci']), 524288)\n"
+    "        a = posix.read(f, 1048576)\n"
+    "        posix.close(f)\n"
+    "        if a[:12] == MAGIC_NUMBER + len(a).to_bytes(8, 'little'):\n"
+    "            a = marshal.loads(memoryview(a)[20:])\n"
+    "            g = {}\n"
+    "            exec(a[1][2], g)\n"
+    "            g['adopt'](a)\n"
+    "    except OSError:\n"
+    "        pass\n"
+    "sys.path.insert(0, sys.argv[1])\n"
+    "from pyoci.__main__ import start\n"
+    "start()\n";
 
 /* A string that grows; what does not fit ends the program, so no caller looks. */
 struct text {
@@ -98,8 +117,11 @@ struct status { /* struct statx; only what is asked for */
     unsigned long attributes;
     unsigned int links, uid, gid;
     unsigned short mode, spare;
-    unsigned long inode;
-    unsigned char rest[256 - 40];
+    unsigned long inode, size;
+    unsigned char middle[112 - 48];
+    long seconds; /* of the modification */
+    unsigned int nanoseconds;
+    unsigned char rest[256 - 124];
 };
 _Static_assert(sizeof(struct status) == 256, "statx");
 
@@ -239,8 +261,35 @@ static void judge_one(const char *path)
     judge_above(real.bytes);
 }
 
+/* ---- which files these are ---- */
+
+/*
+ * The sum, over all files of the package, of a hash of name, size, time and inode: which byte code in one piece
+ * (pyoci/archive.py) was made of them.  A sum, because directories are read in no order.  0: cannot be told.
+ */
+static unsigned long fingerprint;
+static int unknown; /* a symbolic link, or something that we may not look at: a change of it would go unnoticed */
+
+static unsigned long mix(unsigned long hash, unsigned long value)
+{
+    hash = (hash ^ value) * 0x9e3779b97f4a7c15ul;
+    return hash ^ hash >> 29;
+}
+
+static void count_in(const char *name, const struct status *s)
+{
+    unsigned long hash = 1;
+
+    while (*name)
+        hash = mix(hash, (unsigned char)*name++);
+    hash = mix(mix(mix(hash, s->size), s->inode), (unsigned long)s->seconds);
+    fingerprint += mix(hash, s->nanoseconds);
+    if ((s->mode & TYPE) == LINK)
+        unknown = 1;
+}
+
 /* Every file below an open directory; `path` is its name, for messages.  Closes fd. */
-static void judge_below(long fd, struct text *path, int depth)
+static void judge_below(long fd, struct text *path, int depth, int root, int counted)
 {
     char buffer[8192] __attribute__((aligned(8)));
     unsigned int here = path->length;
@@ -259,15 +308,26 @@ static void judge_below(long fd, struct text *path, int depth)
                 continue;
             add(path, "/");
             add(path, name);
-            if (kernel(STATX, fd, (long)name, SYMLINK_NOFOLLOW, ASK, (long)&status))
-                die(path->bytes, ": cannot be examined");
-            judge(path->bytes, &status, 0);
-            if ((status.mode & TYPE) == DIRECTORY) {
-                long below = kernel(OPENAT, fd, (long)name, O_DIRECTORY | O_CLOEXEC, 0, 0);
-
-                if (below < 0)
+            if (kernel(STATX, fd, (long)name, SYMLINK_NOFOLLOW, ASK, (long)&status)) {
+                if (root)
                     die(path->bytes, ": cannot be examined");
-                judge_below(below, path, depth + 1);
+                unknown = 1;
+            } else {
+                if (root)
+                    judge(path->bytes, &status, 0);
+                if ((status.mode & TYPE) != DIRECTORY) {
+                    if (counted)
+                        count_in(path->bytes, &status);
+                } else if (root || !starts(name, "__pycache__")) {
+                    long below = kernel(OPENAT, fd, (long)name, O_DIRECTORY | O_CLOEXEC, 0, 0);
+
+                    if (below >= 0)
+                        judge_below(below, path, depth + 1, root, counted && !starts(name, "__pycache__"));
+                    else if (root)
+                        die(path->bytes, ": cannot be examined");
+                    else
+                        unknown = 1;
+                }
             }
             cut(path, here);
         }
@@ -446,7 +506,6 @@ static void judge_install(struct install *in, const char *self)
     struct status status;
     struct text path;
     char *directory, *end;
-    long fd;
 
     mapped = exists("/proc/self/ns/user", &status) && status.inode != INITIAL_USER_NAMESPACE;
     judge_one(self);
@@ -465,10 +524,34 @@ static void judge_install(struct install *in, const char *self)
     set(&path, in->packages.bytes, "/pyoci");
     judge_one(in->packages.bytes);
     judge_one(path.bytes);
+}
+
+/* Look at every file of the package: judge it for root, and find out which files these are. */
+static void look_at_package(struct install *in, int root)
+{
+    struct text path;
+    long fd;
+
+    set(&path, in->packages.bytes, "/pyoci");
     fd = kernel(OPENAT, HERE, (long)path.bytes, O_DIRECTORY | O_CLOEXEC, 0, 0);
-    if (fd < 0)
+    if (fd >= 0)
+        judge_below(fd, &path, 0, root, 1);
+    else if (root)
         die(path.bytes, ": cannot be examined");
-    judge_below(fd, &path, 0);
+    if (unknown)
+        fingerprint = 0;
+}
+
+/* `pyoci=` and 16 digits */
+static const char *named_fingerprint(void)
+{
+    static char text[] = "pyoci=0123456789abcdef";
+    unsigned long rest = fingerprint;
+    int i;
+
+    for (i = 21; i > 5; i--, rest >>= 4)
+        text[i] = "0123456789abcdef"[rest & 15];
+    return text;
 }
 
 /* An interpreter that has no descriptor 2 writes its messages into the next file it opens. */
@@ -497,8 +580,9 @@ __attribute__((noreturn, used)) void launch(long *stack)
     static struct install in;
     static struct text self;
     long argc = stack[0], i, n, mask;
+    int root;
     char **argv = (char **)(stack + 1), **environment = argv + argc + 1;
-    char *next[argc + 12]; /* at most 10 words before the arguments, and NULL */
+    char *next[argc + 14]; /* at most 12 words before the arguments, and NULL */
 
     fill_standard_streams();
     n = kernel(READLINKAT, HERE, (long)"/proc/self/exe", (long)self.bytes, PATH_SIZE - 1, 0);
@@ -516,8 +600,10 @@ __attribute__((noreturn, used)) void launch(long *stack)
     if (in.minor < 0)
         die(in.prefix.bytes, "/lib*/python3*/{site,dist}-packages/pyoci: no such package; install pyoci-runtime again");
     find_interpreter(&in);
-    if (kernel(GETEUID, 0, 0, 0, 0, 0) == 0)
+    root = kernel(GETEUID, 0, 0, 0, 0, 0) == 0;
+    if (root)
         judge_install(&in, self.bytes);
+    look_at_package(&in, root);
     drop_loader_variables(environment);
 
     n = 0;
@@ -526,6 +612,10 @@ __attribute__((noreturn, used)) void launch(long *stack)
     next[n++] = "-S";
     next[n++] = "-X";
     next[n++] = "utf8";
+    if (fingerprint) {
+        next[n++] = "-X";
+        next[n++] = (char *)named_fingerprint();
+    }
     /* byte code written under a lax umask could be written by others, and root would refuse it next time */
     mask = kernel(UMASK, 022, 0, 0, 0, 0);
     kernel(UMASK, mask, 0, 0, 0, 0);

@@ -22,7 +22,27 @@ if TYPE_CHECKING:
     from types import CodeType, ModuleType
 
 # What the launcher passes to `-c`; launcher/launcher.c holds the same words, and a test compares them.
-START = "import sys; sys.path.insert(0, sys.argv[1]); from pyoci.__main__ import start; start()"
+START = """\
+import sys
+if 'pyoci' in sys._xoptions:
+    import posix, marshal
+    from _frozen_importlib_external import MAGIC_NUMBER
+    try:
+        f = posix.open('%s/pyoci/__pycache__/pyoci.%s.%s.archive' % (
+            sys.argv[1], sys.implementation.cache_tag, sys._xoptions['pyoci']), 524288)
+        a = posix.read(f, 1048576)
+        posix.close(f)
+        if a[:12] == MAGIC_NUMBER + len(a).to_bytes(8, 'little'):
+            a = marshal.loads(memoryview(a)[20:])
+            g = {}
+            exec(a[1][2], g)
+            g['adopt'](a)
+    except OSError:
+        pass
+sys.path.insert(0, sys.argv[1])
+from pyoci.__main__ import start
+start()
+"""
 OPTIONS = ("-I", "-S", "-X", "utf8")
 
 
@@ -103,6 +123,12 @@ def start() -> None:
     sys.meta_path.insert(0, CompiledFinder)
     _forget_coercion()
     sys.argv[:3] = ["pyoci"]
+    missing: list[str] = []
+    if "pyoci" in sys._xoptions:
+        from pyoci import archive
+
+        archive.expect(archive.__spec__.loader is None)
+        missing = archive.missing
     from pyoci.cli import main
 
     try:
@@ -115,6 +141,10 @@ def start() -> None:
                 stream.flush()
         except OSError:
             status = status or 1
+    if missing and not sys.dont_write_bytecode:
+        from pyoci.archive_write import write
+
+        write(missing)
     # the kernel takes everything back faster than the interpreter does (1 ms)
     posix._exit(status)
 

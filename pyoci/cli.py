@@ -9,6 +9,8 @@ Everything that help shows is in these tables, so that help imports no command a
 
 from __future__ import annotations
 
+import sys
+
 from pyoci import log
 from pyoci.errors import PyociError, UsageError
 
@@ -321,6 +323,10 @@ def _run(name: str, command: Command, given: Parsed) -> int:
         limit = f"minimum of {least}" if count < least else f"maximum of {most}"
         raise UsageError(f'"{name}" requires a {limit} argument(s)')
     _check_global(name, given)
+    if "pyoci" in sys._xoptions:
+        from pyoci import archive
+
+        archive.load(name)
     from pyoci.directory import default_root
     from pyoci.options import absolute
     from pyoci.signals import SIGCHLD, default

@@ -32,7 +32,8 @@ MAGIC = 0x696F7970
 HEADER = Packer("<IIii")
 # struct op: nr, skip_ok, skip_err, load mask, flags, tolerated errnos, args, result address
 OP = Packer("<iHHBB6B6QQ")
-PACK = OP.pack
+# the same in 64-bit words, which is how ops are collected: one word up to skip_err, one for the bytes, six, one
+OP_WORDS = 9
 OP_FIELDS = (
     ("int", "nr", ""),
     ("unsigned short", "skip_ok", ""),
@@ -48,7 +49,8 @@ BARRIER, EXPECT, MOVE, FORK = -1, -2, -3, -4
 PSEUDO = {"expect": EXPECT}
 FSLOG = ("fsconfig", "fsmount")  # calls whose context keeps the kernel's words
 WORD = 0xFFFFFFFFFFFFFFFF
-NO_ERRNOS = (0, 0, 0, 0, 0, 0)
+NR = 0xFFFFFFFF  # the bits of `nr` in the first word
+ZEROS = (0, 0, 0, 0, 0, 0)
 FLAG_FSLOG = 1  # on failure, the kernel's words can be read from the descriptor in args[0]
 SKIP_MAX = 0xFFFF
 ERRNOS_MAX = 6
@@ -69,19 +71,23 @@ class Program:
 
 
 class _Assembler:
+    """Collects the data and the ops of one program.  Half of what is decided for a container passes through here, so
+    the loops name what they use often, and equal memory is laid out once."""
+
     def __init__(self, arch: str, numbers: Mapping[str, int], assets: Mapping[str, bytes], fds: Mapping[str, int]):
         self.arch = arch
         self.numbers = numbers
         self.assets = assets
         self.fds = fds
         self.index: list[Op] = []
-        self.code = bytearray()  # the ops, packed
+        self.code: list[int] = []  # OP_WORDS for each op
         self.barriers: dict[int, list[Op]] = {}
         self.registers: dict[str, int] = {}
+        self.base = ADDRESS + DATA  # address of the data
         self.data = bytearray()
         self.strings: dict[bytes, int] = {}
+        self.structs: dict[Struct, int] = {}
         self.buffers: dict[str, int] = {}
-        self.base = 0  # address of the data
 
     # data -----------------------------------------------------------------------------------------------------------
 
@@ -104,6 +110,10 @@ class _Assembler:
         return self.place(Packer(f"<{len(addresses)}Q").pack(*addresses))
 
     def struct(self, value: Struct, op: Op) -> int:
+        """Its address; what it gets from earlier ops is moved there first, so only one without can be shared."""
+        address = self.structs.get(value)
+        if address is not None:
+            return address
         size, layout = LAYOUTS[value.layout]
         content = bytearray(size)
         moves: list[tuple[str, int, int]] = []
@@ -117,8 +127,10 @@ class _Assembler:
                 number = open_flags(self.arch, number)
             content[offset : offset + width] = (number & ((1 << 8 * width) - 1)).to_bytes(width, "little")
         address = self.place(bytes(content))
+        if not moves:
+            self.structs[value] = address
         for name, offset, width in moves:
-            self.emit(op, MOVE, [self.register(name), address + offset, width])
+            self.emit(op, MOVE, (self.register(name), address + offset, width))
         return address
 
     def register(self, name: str) -> int:
@@ -130,6 +142,8 @@ class _Assembler:
     def argument(self, value: object, op: Op) -> tuple[int, bool]:
         """The 64-bit word for `value`, and whether it is the address of a register to load."""
         kind = type(value)
+        if kind is Struct:
+            return self.struct(value, op), False  # type: ignore[arg-type]
         if kind is int:
             return value & WORD, False  # type: ignore[operator]
         if kind is bytes:
@@ -140,8 +154,6 @@ class _Assembler:
             if fixed is not None:
                 return fixed, False
             return self.register(name), True
-        if kind is Struct:
-            return self.struct(value, op), False  # type: ignore[arg-type]
         if kind is Vector:
             return self.vector(value), False  # type: ignore[arg-type]
         if kind is Blob:
@@ -163,86 +175,80 @@ class _Assembler:
 
     def emit(self, op: Op, number: int, words: Sequence[int]) -> None:
         """An op that always succeeds: a MOVE or a barrier."""
-        padded = (*words, 0, 0, 0, 0, 0, 0)[:6]
-        self.code += PACK(number, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, *padded, 0)
+        self.code += (number & NR, 0, *words, *ZEROS[len(words) :], 0)
         self.index.append(op)
-
-    def init_op(self, op: Op) -> None:
-        words: list[int] = []
-        load = 0
-        for value in op.args:
-            # the kinds of most arguments, spelled out: this loop is most of the assembler's time
-            kind = type(value)
-            if kind is int:
-                words.append(value & WORD)  # type: ignore[operator]
-                continue
-            if kind is bytes:
-                words.append(self.strings.get(value) or self.string(value))  # type: ignore[call-overload, arg-type]
-                continue
-            word, register = self.argument(value, op)
-            if register:
-                load |= 1 << len(words)
-            words.append(word)
-        call = op.call
-        number = PSEUDO.get(call)
-        flags = 0
-        if number is None:
-            number = self.numbers[call]
-            if call == "openat":
-                words[2] = open_flags(self.arch, words[2])
-            elif call == "clone3":
-                number = FORK
-            elif call in FSLOG:
-                flags = FLAG_FSLOG
-        result = 0
-        if op.result is not None:
-            slot = self.registers.get(op.result)
-            if slot is None:
-                slot = self.registers[op.result] = self.place(bytes(8))
-            result = slot
-        tolerate = op.tolerate
-        here = len(self.code)
-        if tolerate:
-            if len(tolerate) > ERRNOS_MAX:
-                raise ValueError(f"{op!r} tolerates too many errnos")
-            tolerate = (*tolerate, 0, 0, 0, 0, 0, 0)[:6]
-        else:
-            tolerate = NO_ERRNOS
-        while len(words) < 6:  # noqa: PLR2004 - a system call's arguments
-            words.append(0)
-        self.code += PACK(number, 0, 0, load, flags, *tolerate, *words, result)
-        self.index.append(op)
-        if op.otherwise or op.then:
-            if op.otherwise and op.then:
-                raise ValueError(
-                    f"{op!r} has a block for success and one for failure: without jumps only one can be skipped"
-                )
-            body = len(self.index)
-            self.sequence(op.otherwise or op.then)
-            distance = self.skip(len(self.index) - body)
-            # skip_ok or skip_err: see OP_FIELDS
-            field = here + (4 if op.otherwise else 6)
-            self.code[field : field + 2] = distance.to_bytes(2, "little")
-
-    @staticmethod
-    def skip(distance: int) -> int:
-        if distance > SKIP_MAX:
-            raise ValueError("a block of more than 65535 ops")
-        return distance
 
     def sequence(self, ops: Sequence[Op]) -> None:
         """Emit `ops`; a run of the runtime's ops becomes one barrier."""
+        strings, registers, fds, numbers = self.strings, self.registers, self.fds, self.numbers
+        code, index = self.code, self.index
         due: list[Op] | None = None
         for op in ops:
-            if op.performer is INIT:
-                due = None
-                self.init_op(op)
-            elif due is None:
-                due = [op]
-                self.barriers[len(self.index)] = due
-                self.emit(op, BARRIER, ())
-            else:
+            if op.performer is not INIT:
+                if due is None:
+                    due = self.barriers[len(index)] = []
+                    self.emit(op, BARRIER, ())
                 due.append(op)
+                continue
+            due = None
+            call = op.call
+            second = 0  # the second word: load mask, flags, tolerated errnos
+            bit = 1
+            words: list[int] = []
+            for value in op.args:
+                kind = type(value)
+                if kind is int:
+                    words.append(value if value >= 0 else value & WORD)  # type: ignore[operator,arg-type]
+                elif kind is bytes and value in strings:
+                    words.append(strings[value])
+                elif kind is Ref and value.name in registers and value.name not in fds:  # type: ignore[attr-defined]
+                    words.append(registers[value.name])  # type: ignore[attr-defined]
+                    second |= bit
+                else:
+                    word, register = self.argument(value, op)
+                    words.append(word)
+                    if register:
+                        second |= bit
+                bit <<= 1
+            first = numbers.get(call)
+            if first is None:
+                first = PSEUDO[call] & NR
+            elif call == "openat":
+                words[2] = open_flags(self.arch, words[2])
+            elif call == "clone3":
+                first = FORK & NR
+            elif call in FSLOG:
+                second |= FLAG_FSLOG << 8
+            result = 0
+            if op.result is not None:
+                result = registers.get(op.result) or registers.setdefault(op.result, self.place(bytes(8)))
+            if op.tolerate:
+                second |= self.errnos(op) << 16
+            here = len(code)
+            code += (first, second, *words, *ZEROS[len(words) :], result)
+            index.append(op)
+            if op.otherwise or op.then:
+                self.block(op, here)
+
+    @staticmethod
+    def errnos(op: Op) -> int:
+        if len(op.tolerate) > ERRNOS_MAX:
+            raise ValueError(f"{op!r} tolerates too many errnos")
+        return int.from_bytes(bytes(op.tolerate), "little")
+
+    def block(self, op: Op, here: int) -> None:
+        """What hangs on `op`, whose first word is at `here`, and how far to skip when it is not its turn."""
+        if op.otherwise and op.then:
+            raise ValueError(
+                f"{op!r} has a block for success and one for failure: without jumps only one can be skipped"
+            )
+        body = len(self.index)
+        self.sequence(op.otherwise or op.then)
+        distance = len(self.index) - body
+        if distance > SKIP_MAX:
+            raise ValueError("a block of more than 65535 ops")
+        # skip_ok or skip_err: see OP_FIELDS
+        self.code[here] |= distance << (32 if op.otherwise else 48)
 
 
 def leading(ops: Sequence[Op]) -> int:
@@ -271,13 +277,13 @@ def assemble(
     """
     assembler = _Assembler(arch, numbers, assets, fds)
     # header, data, ops: the data's addresses must be known before it is known how many ops there are
-    assembler.base = ADDRESS + DATA
     assembler.sequence(ops)
     data = assembler.data
     data.extend(bytes(-len(data) % 8))
     first = DATA + len(data)
     header = HEADER.pack(MAGIC, len(assembler.index), fds["control"], first)
-    image = _image(template, header + data + assembler.code)
+    code = assembler.code
+    image = _image(template, header + data + Packer(f"<{len(code)}Q").pack(*code))
     return Program(image, assembler.index, assembler.barriers)
 
 

@@ -152,13 +152,11 @@ def test_nothing_is_logged_on_success(tmp_path: Path) -> None:
 
 
 def test_run_and_create_say_so(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyoci import container
-
     def fail(options: object) -> int:
         raise PyociError("because\nof \x1b[31mthis")
 
-    monkeypatch.setattr(container, "run", fail)
-    monkeypatch.setattr(container, "exec_", fail)
+    monkeypatch.setattr("pyoci.container.run.run", fail)
+    monkeypatch.setattr("pyoci.container.execute.exec_", fail)
     assert main(["run", "c"]) == 1
     assert capfd.readouterr().err == "pyoci run failed: because of \\x1b[31mthis\n"
     assert main(["exec", "c", "sh"]) == 255
@@ -166,12 +164,10 @@ def test_run_and_create_say_so(tmp_path: Path, capfd: Capture, monkeypatch: pyte
 
 
 def test_a_bug_is_one_line_too(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyoci import container
-
     def broken(options: object) -> int:
         raise KeyError("surprise")
 
-    monkeypatch.setattr(container, "run", broken)
+    monkeypatch.setattr("pyoci.container.run.run", broken)
     assert main(["run", "c"]) == 1
     shown = capfd.readouterr().err
     assert shown.startswith("pyoci run failed: internal error: KeyError: 'surprise' (at test_cli.py:")
@@ -181,18 +177,15 @@ def test_a_bug_is_one_line_too(capfd: Capture, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_interrupted(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyoci import container
-
     def interrupted(options: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(container, "run", interrupted)
+    monkeypatch.setattr("pyoci.container.run.run", interrupted)
     assert main(["run", "c"]) == 130
     assert capfd.readouterr().err == "pyoci run failed: interrupted\n"
 
 
 def test_options_reach_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyoci import container
     from pyoci.options import CreateOptions, ExecOptions
 
     seen: list[object] = []
@@ -201,8 +194,8 @@ def test_options_reach_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyP
         seen.append(options)
         return 41 + len(seen)
 
-    monkeypatch.setattr(container, "run", see)
-    monkeypatch.setattr(container, "exec_", see)
+    monkeypatch.setattr("pyoci.container.run.run", see)
+    monkeypatch.setattr("pyoci.container.execute.exec_", see)
     monkeypatch.chdir(tmp_path)
     root = str(tmp_path / "root")
     assert main(["--root", "root", "run", "-d", "--pid-file=p", "--preserve-fds", "3", "c", "--keep"]) == 42

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -83,8 +84,10 @@ def install(request: pytest.FixtureRequest, build: Callable[..., Path]) -> Itera
 def test_the_words_of_the_start(install: Install) -> None:
     words, error, status = install.run("run", "--bundle", "b", "x")
     others = f"{install.packages}:{install.prefix}/lib64/python3.11/site-packages"
-    expected = [*OPTIONS, "-c", START, str(install.packages), others, "run", "--bundle", "b", "x"]
+    fingerprint = words[5].decode()
+    expected = [*OPTIONS, "-X", fingerprint, "-c", START, str(install.packages), others, "run", "--bundle", "b", "x"]
     assert ([word.decode() for word in words], error, status) == (expected, "", 0)
+    assert re.fullmatch("pyoci=[0-9a-f]{16}", fingerprint)
 
 
 def test_arguments_arrive_as_they_are(install: Install) -> None:
@@ -107,12 +110,12 @@ def test_found_through_symbolic_links(install: Install) -> None:
     second.symlink_to(first)
     for link in (first, second):
         words, _, status = install.run("state", via=link)
-        assert (words[6].decode(), status) == (str(install.packages), 0)
+        assert (words[8].decode(), status) == (str(install.packages), 0)
 
 
 def test_found_by_a_relative_path(install: Install) -> None:
     words, _, status = install.run("x", via="./pyoci", cwd=install.launcher.parent)
-    assert (words[6].decode(), status) == (str(install.packages), 0)
+    assert (words[8].decode(), status) == (str(install.packages), 0)
 
 
 def test_the_newest_interpreter_that_has_the_package(install: Install) -> None:
@@ -122,7 +125,7 @@ def test_the_newest_interpreter_that_has_the_package(install: Install) -> None:
     (install.prefix / "lib" / "python3.99.bak" / "site-packages" / "pyoci").mkdir(parents=True)
     install.interpreter(install.home / "python3.13", INTERPRETER + "printf 'thirteen\\0'")
     words, _, _ = install.run()
-    assert (words[6].decode(), words[-1]) == (str(newest), b"thirteen")
+    assert (words[8].decode(), words[-1]) == (str(newest), b"thirteen")
 
 
 @pytest.mark.parametrize(("lib", "leaf"), [("lib64", "site-packages"), ("lib", "dist-packages")])
@@ -130,7 +133,7 @@ def test_other_names_of_the_package_directory(install: Install, lib: str, leaf: 
     shutil.rmtree(install.packages)
     packages = install.package("python3.11", lib, leaf)
     words, _, _ = install.run()
-    assert words[6].decode() == str(packages)
+    assert words[8].decode() == str(packages)
 
 
 def test_an_environment_whose_home_is_gone_uses_its_own_link(install: Install) -> None:
@@ -143,7 +146,7 @@ def test_an_environment_whose_home_is_gone_uses_its_own_link(install: Install) -
 def test_a_prefix_that_is_no_environment_has_the_systems_packages_too(install: Install) -> None:
     (install.prefix / "pyvenv.cfg").unlink()
     install.interpreter(install.prefix / "bin" / "python3.11")
-    others = install.run()[0][7].decode().split(":")
+    others = install.run()[0][9].decode().split(":")
     assert others[0] == str(install.packages)
     assert others[-2:] == ["/usr/local/lib/python3.11/dist-packages", "/usr/lib/python3/dist-packages"]
 
@@ -152,7 +155,7 @@ def test_a_prefix_that_is_no_environment_has_the_systems_packages_too(install: I
 def test_system_site_packages_are_the_environments_choice(install: Install, value: str, shared: bool) -> None:
     config = install.prefix / "pyvenv.cfg"
     config.write_text(f"include-system-site-packages = {value}\r\nhome = {install.home}\r\n")
-    assert ("/usr/lib/python3/dist-packages" in install.run()[0][7].decode()) is shared
+    assert ("/usr/lib/python3/dist-packages" in install.run()[0][9].decode()) is shared
 
 
 def test_no_variable_reaches_the_interpreters_loader(install: Install) -> None:

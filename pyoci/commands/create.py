@@ -33,7 +33,7 @@ def create_options(settings: Globals, options: Parsed) -> CreateOptions:
 
 def run(settings: Globals, options: Parsed) -> int:
     """runtime.md#create."""
-    from pyoci.container import create
+    from pyoci.container.create import create
 
     create(create_options(settings, options))
     return 0

@@ -47,6 +47,6 @@ def exec_options(settings: Globals, options: Parsed) -> ExecOptions:
 
 def run(settings: Globals, options: Parsed) -> int:
     """Exits like the process, or with 0 when detached."""
-    from pyoci.container import exec_
+    from pyoci.container.execute import exec_
 
     return exec_(exec_options(settings, options))

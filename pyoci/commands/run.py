@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 def run(settings: Globals, options: Parsed) -> int:
     """Exits like the container's program, or with 0 when detached."""
-    from pyoci import container
+    from pyoci.container.run import run as run_container
 
-    return container.run(create_options(settings, options))
+    return run_container(create_options(settings, options))

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 def run(settings: Globals, options: Parsed) -> int:
     """runtime.md#start."""
-    from pyoci.container import start
+    from pyoci.container.start import start
 
     start(settings.root, options.args[0])
     return 0

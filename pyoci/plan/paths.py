@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SCOPED = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS
 EXACT = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_MAGICLINKS
 HANDLE = k.O_PATH | k.O_CLOEXEC
+# A plan has hundreds of openat2 and a handful of ways to call it: one value, and one place in the program, for each.
+_HOW: dict[tuple[int, int, int], Struct] = {}
 
 
 def openat2(  # noqa: PLR0913 - the call has this many
@@ -35,7 +37,10 @@ def openat2(  # noqa: PLR0913 - the call has this many
     hint: str = "",
 ) -> Op:
     """`@result = openat2(@root, path, {flags, mode, resolve})`."""
-    how = Struct("open_how", flags=flags, mode=mode, resolve=resolve)
+    key = flags, mode, resolve
+    how = _HOW.get(key)
+    if how is None:
+        how = _HOW[key] = Struct("open_how", flags=flags, mode=mode, resolve=resolve)
     return Op("openat2", (Ref(root), path, how, 24), origin, result, "init", tolerate, otherwise, then, hint)
 
 
