@@ -20,62 +20,15 @@
  * No libc, so that it is the same file on every Linux and takes 0.1 ms; no heap; no configuration.
  */
 
+#include "kernel.h"
+#include "shortcut.h"
+
 #if defined(__x86_64__)
-enum { CLOSE = 3, EXECVE = 59, EXIT_GROUP = 231, FCNTL = 72, GETDENTS64 = 217, GETEUID = 107, OPENAT = 257, READ = 0,
-       READLINKAT = 267, STATX = 332, UMASK = 95, WRITE = 1 };
-
-static long kernel(long number, long a, long b, long c, long d, long e)
-{
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    long result;
-
-    __asm__ volatile("syscall" : "=a"(result) : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
 __asm__(".globl _start\n_start:\n"
         "    xor %ebp, %ebp\n    mov %rsp, %rdi\n    and $-16, %rsp\n    call launch\n    hlt\n");
-#elif defined(__aarch64__)
-enum { CLOSE = 57, EXECVE = 221, EXIT_GROUP = 94, FCNTL = 25, GETDENTS64 = 61, GETEUID = 175, OPENAT = 56, READ = 63,
-       READLINKAT = 78, STATX = 291, UMASK = 166, WRITE = 64 };
-
-static long kernel(long number, long a, long b, long c, long d, long e)
-{
-    register long x8 __asm__("x8") = number;
-    register long x0 __asm__("x0") = a;
-    register long x1 __asm__("x1") = b;
-    register long x2 __asm__("x2") = c;
-    register long x3 __asm__("x3") = d;
-    register long x4 __asm__("x4") = e;
-
-    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory");
-    return x0;
-}
-
+#else
 __asm__(".globl _start\n_start:\n    mov x29, #0\n    mov x0, sp\n    bl launch\n    brk #0\n");
-#else
-#error "the launcher is written for x86_64 and aarch64"
 #endif
-
-#define HERE (-100L) /* AT_FDCWD */
-#if defined(__aarch64__)
-#define O_DIRECTORY 040000
-#else
-#define O_DIRECTORY 0200000
-#endif
-#define O_CLOEXEC 02000000
-#define O_PATH 010000000
-#define O_RDWR 2
-#define SYMLINK_NOFOLLOW 0x100
-#define F_GETFD 1
-#define STICKY 01000
-#define TYPE 0170000
-#define DIRECTORY 0040000
-#define LINK 0120000
-#define ASK 0x35b /* STATX_TYPE | MODE | UID | GID | MTIME | INO | SIZE */
-#define PATH_SIZE 4096
 
 static const char start[] =
     "import sys\n"
@@ -104,44 +57,6 @@ struct text {
     char bytes[PATH_SIZE];
 };
 
-struct entry { /* struct linux_dirent64 */
-    unsigned long inode;
-    long offset;
-    unsigned short size;
-    unsigned char type;
-    char name[];
-};
-
-struct status { /* struct statx; only what is asked for */
-    unsigned int mask, block_size;
-    unsigned long attributes;
-    unsigned int links, uid, gid;
-    unsigned short mode, spare;
-    unsigned long inode, size;
-    unsigned char middle[112 - 48];
-    long seconds; /* of the modification */
-    unsigned int nanoseconds;
-    unsigned char rest[256 - 124];
-};
-_Static_assert(sizeof(struct status) == 256, "statx");
-
-static unsigned int length_of(const char *s)
-{
-    unsigned int n = 0;
-
-    while (s[n])
-        n++;
-    return n;
-}
-
-static int starts(const char *s, const char *with)
-{
-    while (*with)
-        if (*s++ != *with++)
-            return 0;
-    return 1;
-}
-
 __attribute__((noreturn)) static void die(const char *path, const char *what)
 {
     const char *parts[] = {"pyoci: ", path, what, "\n"};
@@ -152,9 +67,9 @@ __attribute__((noreturn)) static void die(const char *path, const char *what)
         for (j = 0; parts[i][j] && n < sizeof(line) - 1; j++)
             line[n++] = parts[i][j];
     line[n - 1] = '\n';
-    kernel(WRITE, 2, (long)line, n, 0, 0);
+    kernel(WRITE, 2, (long)line, n, 0, 0, 0);
     for (;;)
-        kernel(EXIT_GROUP, 1, 0, 0, 0, 0);
+        kernel(EXIT_GROUP, 1, 0, 0, 0, 0, 0);
 }
 
 static void add(struct text *t, const char *s)
@@ -190,7 +105,7 @@ static void parent(struct text *t)
 
 static int exists(const char *path, struct status *status)
 {
-    return kernel(STATX, HERE, (long)path, 0, ASK, (long)status) == 0;
+    return kernel(STATX, HERE, (long)path, 0, ASK, (long)status, 0) == 0;
 }
 
 /* The path that `path` leads to after every symbolic link. */
@@ -198,7 +113,7 @@ static int resolve(const char *path, struct text *to)
 {
     char name[] = "/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
     char digits[12];
-    long fd = kernel(OPENAT, HERE, (long)path, O_PATH | O_CLOEXEC, 0, 0), n;
+    long fd = kernel(OPENAT, HERE, (long)path, O_PATH | O_CLOEXEC, 0, 0, 0), n;
     unsigned int i = 0, at = sizeof("/proc/self/fd/") - 1;
 
     if (fd < 0)
@@ -209,8 +124,8 @@ static int resolve(const char *path, struct text *to)
     while (n /= 10);
     while (i)
         name[at++] = digits[--i];
-    n = kernel(READLINKAT, HERE, (long)name, (long)to->bytes, PATH_SIZE - 1, 0);
-    kernel(CLOSE, fd, 0, 0, 0, 0);
+    n = kernel(READLINKAT, HERE, (long)name, (long)to->bytes, PATH_SIZE - 1, 0, 0);
+    kernel(CLOSE, fd, 0, 0, 0, 0, 0);
     if (n <= 0)
         return 0;
     cut(to, (unsigned int)n);
@@ -297,7 +212,7 @@ static void judge_below(long fd, struct text *path, int depth, int root, int cou
 
     if (depth == 16)
         die(path->bytes, ": too deep");
-    while ((got = kernel(GETDENTS64, fd, (long)buffer, sizeof(buffer), 0, 0)) > 0)
+    while ((got = kernel(GETDENTS64, fd, (long)buffer, sizeof(buffer), 0, 0, 0)) > 0)
         for (at = 0; at < got;) {
             const struct entry *entry = (const struct entry *)(buffer + at);
             const char *name = entry->name;
@@ -308,7 +223,7 @@ static void judge_below(long fd, struct text *path, int depth, int root, int cou
                 continue;
             add(path, "/");
             add(path, name);
-            if (kernel(STATX, fd, (long)name, SYMLINK_NOFOLLOW, ASK, (long)&status)) {
+            if (kernel(STATX, fd, (long)name, SYMLINK_NOFOLLOW, ASK, (long)&status, 0)) {
                 if (root)
                     die(path->bytes, ": cannot be examined");
                 unknown = 1;
@@ -319,7 +234,7 @@ static void judge_below(long fd, struct text *path, int depth, int root, int cou
                     if (counted)
                         count_in(path->bytes, &status);
                 } else if (root || !starts(name, "__pycache__")) {
-                    long below = kernel(OPENAT, fd, (long)name, O_DIRECTORY | O_CLOEXEC, 0, 0);
+                    long below = kernel(OPENAT, fd, (long)name, O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
 
                     if (below >= 0)
                         judge_below(below, path, depth + 1, root, counted && !starts(name, "__pycache__"));
@@ -331,7 +246,7 @@ static void judge_below(long fd, struct text *path, int depth, int root, int cou
             }
             cut(path, here);
         }
-    kernel(CLOSE, fd, 0, 0, 0, 0);
+    kernel(CLOSE, fd, 0, 0, 0, 0, 0);
 }
 
 /* ---- what was installed where ---- */
@@ -370,10 +285,10 @@ static void find_package(struct install *in, const char *lib)
     long fd, got, at;
 
     set(&path, in->prefix.bytes, lib);
-    fd = kernel(OPENAT, HERE, (long)path.bytes, O_DIRECTORY | O_CLOEXEC, 0, 0);
+    fd = kernel(OPENAT, HERE, (long)path.bytes, O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
     if (fd < 0)
         return;
-    while ((got = kernel(GETDENTS64, fd, (long)buffer, sizeof(buffer), 0, 0)) > 0)
+    while ((got = kernel(GETDENTS64, fd, (long)buffer, sizeof(buffer), 0, 0, 0)) > 0)
         for (at = 0; at < got;) {
             const struct entry *entry = (const struct entry *)(buffer + at);
             int minor = minor_of(entry->name), leaf;
@@ -400,7 +315,7 @@ static void find_package(struct install *in, const char *lib)
                 in->debian = leaf;
             }
         }
-    kernel(CLOSE, fd, 0, 0, 0, 0);
+    kernel(CLOSE, fd, 0, 0, 0, 0, 0);
 }
 
 static int find_python(struct install *in, const char *directory, const char *sub)
@@ -466,10 +381,10 @@ static void find_interpreter(struct install *in)
     int found = 0, alone = 0;
 
     set(&path, in->prefix.bytes, "/pyvenv.cfg");
-    fd = kernel(OPENAT, HERE, (long)path.bytes, O_CLOEXEC, 0, 0);
+    fd = kernel(OPENAT, HERE, (long)path.bytes, O_CLOEXEC, 0, 0, 0);
     if (fd >= 0) {
-        n = kernel(READ, fd, (long)config, sizeof(config) - 1, 0, 0);
-        kernel(CLOSE, fd, 0, 0, 0, 0);
+        n = kernel(READ, fd, (long)config, sizeof(config) - 1, 0, 0, 0);
+        kernel(CLOSE, fd, 0, 0, 0, 0, 0);
         for (i = 0; i < n; i++)
             copy[i] = config[i];
         config[n > 0 ? n : 0] = copy[n > 0 ? n : 0] = 0;
@@ -533,7 +448,7 @@ static void look_at_package(struct install *in, int root)
     long fd;
 
     set(&path, in->packages.bytes, "/pyoci");
-    fd = kernel(OPENAT, HERE, (long)path.bytes, O_DIRECTORY | O_CLOEXEC, 0, 0);
+    fd = kernel(OPENAT, HERE, (long)path.bytes, O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
     if (fd >= 0)
         judge_below(fd, &path, 0, root, 1);
     else if (root)
@@ -560,8 +475,8 @@ static void fill_standard_streams(void)
     long fd;
 
     for (fd = 0; fd < 3; fd++)
-        if (kernel(FCNTL, fd, F_GETFD, 0, 0, 0) < 0)
-            kernel(OPENAT, HERE, (long)"/dev/null", O_RDWR, 0, 0);
+        if (kernel(FCNTL, fd, F_GETFD, 0, 0, 0, 0) < 0)
+            kernel(OPENAT, HERE, (long)"/dev/null", O_RDWR, 0, 0, 0);
 }
 
 /* What would change which code the interpreter's own loader maps. */
@@ -582,10 +497,12 @@ __attribute__((noreturn, used)) void launch(long *stack)
     long argc = stack[0], i, n, mask;
     int root;
     char **argv = (char **)(stack + 1), **environment = argv + argc + 1;
-    char *next[argc + 14]; /* at most 12 words before the arguments, and NULL */
+    char *next[argc + 16]; /* at most 14 words before the arguments, and NULL */
+    const char *connection;
 
     fill_standard_streams();
-    n = kernel(READLINKAT, HERE, (long)"/proc/self/exe", (long)self.bytes, PATH_SIZE - 1, 0);
+    connection = take_shortcut(argc, argv, environment);
+    n = kernel(READLINKAT, HERE, (long)"/proc/self/exe", (long)self.bytes, PATH_SIZE - 1, 0, 0);
     if (n <= 0)
         die("/proc/self/exe", ": cannot be read; is /proc mounted?");
     cut(&self, (unsigned int)n);
@@ -600,7 +517,7 @@ __attribute__((noreturn, used)) void launch(long *stack)
     if (in.minor < 0)
         die(in.prefix.bytes, "/lib*/python3*/{site,dist}-packages/pyoci: no such package; install pyoci-runtime again");
     find_interpreter(&in);
-    root = kernel(GETEUID, 0, 0, 0, 0, 0) == 0;
+    root = kernel(GETEUID, 0, 0, 0, 0, 0, 0) == 0;
     if (root)
         judge_install(&in, self.bytes);
     look_at_package(&in, root);
@@ -616,9 +533,13 @@ __attribute__((noreturn, used)) void launch(long *stack)
         next[n++] = "-X";
         next[n++] = (char *)named_fingerprint();
     }
+    if (connection) {
+        next[n++] = "-X";
+        next[n++] = (char *)connection;
+    }
     /* byte code written under a lax umask could be written by others, and root would refuse it next time */
-    mask = kernel(UMASK, 022, 0, 0, 0, 0);
-    kernel(UMASK, mask, 0, 0, 0, 0);
+    mask = kernel(UMASK, 022, 0, 0, 0, 0, 0);
+    kernel(UMASK, mask, 0, 0, 0, 0, 0);
     if ((mask & 022) != 022)
         next[n++] = "-B";
     next[n++] = "-c";
@@ -628,6 +549,6 @@ __attribute__((noreturn, used)) void launch(long *stack)
     for (i = 1; i < argc; i++)
         next[n++] = argv[i];
     next[n] = 0;
-    kernel(EXECVE, (long)in.python.bytes, (long)next, (long)environment, 0, 0);
+    kernel(EXECVE, (long)in.python.bytes, (long)next, (long)environment, 0, 0, 0);
     die(in.python.bytes, ": cannot be executed");
 }

@@ -28,7 +28,7 @@ ALL = ("pyoci.archive", "pyoci.__main__", "pyoci.cli", "pyoci.options", "pyoci.d
 LIVE = ("pyoci.cgroup.live",)
 CREATE = ("pyoci.container.create", "pyoci.cgroup.perform", SYSCALLS)
 LATER: dict[str, tuple[str, ...]] = {
-    "create": (*CREATE, "pyoci.container.replay"),
+    "create": (*CREATE, "pyoci.container.replay", "pyoci.shortcut"),
     "run": (*CREATE, "pyoci.container.run", "pyoci.console", "pyoci.container.teardown", *LIVE),
     "start": ("pyoci.container.start", *LIVE),
     "exec": ("pyoci.container.execute", "pyoci.console", SYSCALLS, *LIVE),

@@ -21,7 +21,8 @@ from pyoci.launch import INIT_ELF
 
 BUSYBOX = Path("/bin/busybox")
 CGROUPS = Path("/sys/fs/cgroup")
-PACKAGES = str(Path(pyoci.__file__).resolve().parent.parent)
+HERE = Path(pyoci.__file__).resolve().parent
+PACKAGES = str(HERE.parent)
 COMMAND = [sys.executable, *OPTIONS, "-c", START, PACKAGES, ""]
 APPLETS = (
     "cat", "chmod", "dd", "echo", "env", "grep", "head", "hostname", "id", "ip", "kill", "ls", "mkdir", "mount",

@@ -83,6 +83,7 @@ CREATE = PLANNED | {
     "pyoci.commands.create",
     "pyoci.container.create",
     "pyoci.container.replay",
+    "pyoci.shortcut",
 }
 BUDGET = {
     "create": CREATE,

@@ -66,6 +66,10 @@ class Performer:
         self.know(session.pid)
         state.phase = "created" if self.after_created or self.hooks.start_container else "running"
         self.store.save(state)
+        if self.after_created:
+            from pyoci.shortcut import leave
+
+            leave(self.store, state)
         if self.pid_file:
             write_pid_file(self.pid_file, session.pid)
         session.done = self.after_created

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import sys
 from errno import ECONNREFUSED, ENOENT
 
 from pyoci.errors import PyociError, WrongState
@@ -30,6 +31,15 @@ def start(root: str, container_id: str) -> None:
             raise WrongState(f"container {container_id!r}: {REFUSED['creating']}")
         store.lock()
         state = store.load()
+        made = sys._xoptions.get("pyoci-connection")
+        if made:
+            # The launcher has connected, and init has something to say (launcher/shortcut.c): that it failed.
+            connection = _socket.socket(fileno=int(made))
+            try:
+                _attend(connection, store, state)
+            finally:
+                connection.close()
+            return
         found = status(store, state)
         if found != "created":
             raise WrongState(f"container {container_id!r}: {REFUSED[found]}")
