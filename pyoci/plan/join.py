@@ -79,7 +79,10 @@ def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
         ops.append(Op("openat", (k.AT_FDCWD, root, HANDLE | k.O_DIRECTORY), origin, "rootfs"))
     flags = 0
     for type_ in target.namespaces:
-        flags |= k.NAMESPACES[type_]
+        # From within its cgroup namespace nobody from outside can be put into the container's cgroup, where cgroup2 is
+        # mounted with nsdelegate, as systemd does (cgroups(7)): that one is joined by the new process.
+        if type_ != "cgroup":
+            flags |= k.NAMESPACES[type_]
     if flags:
         ops.append(Op("setns", (Ref("container"), flags), origin))
     if by_root:
@@ -90,6 +93,8 @@ def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
         arguments.fields["cgroup"] = Ref("cgroup")
     ops.append(Op("clone3", (arguments, 88), origin))
     ops += target.enter
+    if "cgroup" in target.namespaces:
+        ops.append(Op("setns", (Ref("container"), k.CLONE_NEWCGROUP), origin))
     if "user" in target.namespaces:
         ops += [
             Op("setresgid", (0, 0, 0), origin, tolerate=(EINVAL,)),
