@@ -37,8 +37,8 @@ GLOBAL: tuple[Flag, ...] = (
     ("log-level", "", "text", "LEVEL", "debug, info, warning or error (warning)"),
     ("debug", "", "bool", "", "the same as --log-level debug, and a traceback for internal errors"),
     ("systemd-cgroup", "", "bool", "", "the same as --cgroup-manager systemd"),
-    ("cgroup-manager", "", "text", "cgroupfs", "how cgroups are made; the others are not supported yet (cgroupfs)"),
-    ("rootless", "", "text", "true|false|auto", "accepted for compatibility: found out, not told"),
+    ("cgroup-manager", "", "text", "cgroupfs|systemd|disabled", "who makes cgroups (cgroupfs)"),
+    ("rootless", "", "text", "true|false|auto", "whether to do without root's rights (auto)"),
     ("version", "v", "bool", "", "show the versions of pyoci and of what it uses"),
     ("help", "h", "bool", "", "show this help"),
 )
@@ -160,7 +160,6 @@ COMMANDS: dict[str, Command] = {
 }
 TRUE = ("1", "t", "T", "true", "TRUE", "True")
 FALSE = ("0", "f", "F", "false", "FALSE", "False")
-NEEDS_CGROUPFS = ("create", "run", "plan")
 
 
 class Parsed:
@@ -193,14 +192,18 @@ class Parsed:
 
 
 class Globals:
-    """What the flags before the command say; `root_given` tells --root from the default."""
+    """What the flags before the command say; `root_given` tells --root from the default, `rootless` None is auto."""
 
-    __slots__ = ("debug", "root", "root_given")
+    __slots__ = ("cgroup_manager", "debug", "root", "root_given", "rootless")
 
-    def __init__(self, root: str, root_given: bool, debug: bool) -> None:
+    def __init__(
+        self, root: str, root_given: bool, debug: bool, cgroup_manager: str = "cgroupfs", rootless: bool | None = None
+    ) -> None:
         self.root = root
         self.root_given = root_given
         self.debug = debug
+        self.cgroup_manager = cgroup_manager
+        self.rootless = rootless
 
 
 def parse(flags: Sequence[Flag], argv: Sequence[str], stop: bool) -> Parsed:
@@ -322,7 +325,7 @@ def _run(name: str, command: Command, given: Parsed) -> int:
             raise UsageError(f'"{name}" requires exactly {least} argument(s)')
         limit = f"minimum of {least}" if count < least else f"maximum of {most}"
         raise UsageError(f'"{name}" requires a {limit} argument(s)')
-    _check_global(name, given)
+    manager, rootless = _cgroup_flags(given)
     if "pyoci" in sys._xoptions:
         from pyoci import archive
 
@@ -334,23 +337,21 @@ def _run(name: str, command: Command, given: Parsed) -> int:
     # An engine that ignores SIGCHLD would have the kernel reap our children before we learn how they ended.
     default(SIGCHLD)
     root = given.text("root")
-    settings = Globals(absolute(root) if root else default_root(), root != "", given.flag("debug"))
+    settings = Globals(absolute(root) if root else default_root(), root != "", given.flag("debug"), manager, rootless)
     module = __import__("pyoci.commands." + name, None, None, ["run"])
     status: int = module.run(settings, options)
     return status
 
 
-def _check_global(name: str, given: Parsed) -> None:
+def _cgroup_flags(given: Parsed) -> tuple[str, bool | None]:
+    """--cgroup-manager and --rootless; engines give them to every command."""
     rootless = given.text("rootless", "auto")
     if rootless not in ("auto", *TRUE, *FALSE):
         raise UsageError(f'invalid value "{rootless}" for flag -rootless: true, false or auto')
     manager = "systemd" if given.flag("systemd-cgroup") else given.text("cgroup-manager", "cgroupfs")
     if manager not in ("cgroupfs", "systemd", "disabled"):
         raise UsageError(f'invalid value "{manager}" for flag -cgroup-manager: cgroupfs, systemd or disabled')
-    # Engines give it to every command; what it would change is how cgroups are made.
-    if manager != "cgroupfs" and name in NEEDS_CGROUPFS:
-        flag = "--systemd-cgroup" if given.flag("systemd-cgroup") else f"--cgroup-manager {manager}"
-        raise PyociError(f"{flag}: this version of pyoci manages cgroups by their file system only; leave the flag out")
+    return manager, None if rootless == "auto" else rootless in TRUE
 
 
 def _describe(error: Exception) -> str:

@@ -30,6 +30,8 @@ class Host:
     cgroup_controllers      what v2's root offers
     source_types            absolute path of a bind source -> "dir", "file" or "none"
     stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
+    systemd                 which systemd makes cgroups: "system", "user", or "" while nobody asked for one
+    systemd_cgroup          where its own cgroup is, as a path below the mount points; "" for their tops
     """
 
     __slots__ = (
@@ -47,6 +49,8 @@ class Host:
         "last_cap",
         "source_types",
         "stdio_pipes",
+        "systemd",
+        "systemd_cgroup",
         "uid",
     )
 
@@ -63,6 +67,8 @@ class Host:
         self.cgroup_controllers: tuple[str, ...] = ()
         self.source_types: dict[str, str] = {}
         self.stdio_pipes: tuple[int, ...] = ()
+        self.systemd = ""
+        self.systemd_cgroup = ""
 
     def to_json(self) -> dict[str, object]:
         """A JSON object with a key for each attribute."""
@@ -126,6 +132,21 @@ def probe() -> Host:
             pipes.append(number)
     host.stdio_pipes = tuple(pipes)
     return host
+
+
+def probe_systemd(host: Host, rootless: bool | None) -> None:
+    """Fill what --systemd-cgroup needs; PyociError when there is no systemd to talk to."""
+    from pyoci.cgroup.bus import choose, own_cgroup
+
+    host.systemd = choose(host.euid, host.initial_user_namespace, rootless)
+    host.systemd_cgroup = own_cgroup(host.systemd)
+    if host.systemd == "user" and "" in host.cgroup_mounts:
+        # a user has what has been delegated to it
+        path = f"{host.cgroup_mounts['']}{host.systemd_cgroup}/cgroup.controllers"
+        try:
+            host.cgroup_controllers = tuple(read(path).decode().split())
+        except OSError:
+            host.cgroup_controllers = ()
 
 
 def probe_sources(host: Host, spec: Spec, bundle: str) -> None:

@@ -160,7 +160,7 @@ class Session:
                 self.pid = value
                 self._reap_stage()
             elif kind == AT_BARRIER:
-                if self.stage:
+                if self.stage and any(op.call == "clone3" for op in self.program.index[:index]):
                     early.append(message)
                     continue
                 last = index

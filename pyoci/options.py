@@ -51,11 +51,13 @@ def parse_user(text: str) -> tuple[int, int | None]:
 class CreateOptions:
     """create and run.
 
-    Paths are absolute, "" when not given; `preserve_fds` counts descriptors beyond stdio and $LISTEN_FDS.
+    Paths are absolute, "" when not given; `preserve_fds` counts descriptors beyond stdio and $LISTEN_FDS; `rootless` is
+    None unless the command line says it.
     """
 
     __slots__ = (
         "bundle",
+        "cgroup_manager",
         "console_socket",
         "detach",
         "id",
@@ -66,6 +68,7 @@ class CreateOptions:
         "pid_file",
         "preserve_fds",
         "root",
+        "rootless",
     )
 
     def __init__(
@@ -82,6 +85,8 @@ class CreateOptions:
         detach: bool = False,
         keep: bool = False,
         no_subreaper: bool = False,
+        cgroup_manager: str = "cgroupfs",
+        rootless: bool | None = None,
     ) -> None:
         self.root = root
         self.id = id
@@ -94,6 +99,8 @@ class CreateOptions:
         self.detach = detach
         self.keep = keep
         self.no_subreaper = no_subreaper
+        self.cgroup_manager = cgroup_manager
+        self.rootless = rootless
 
 
 class ExecOptions:

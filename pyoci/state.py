@@ -51,6 +51,7 @@ class State:
     cgroup_paths    controller -> directory ("" for v2); cgroup_created: directories that create made and delete removes
     hooks           raw JSON of the hooks that later commands run
     listen          start.sock tells whether the container waits for start
+    unit            "system NAME" or "user NAME": systemd's unit that the cgroups are, else ""
     """
 
     __slots__ = (
@@ -70,6 +71,7 @@ class State:
         "pid_start",
         "rootfs",
         "terminal",
+        "unit",
         "user_namespace",
         "version",
     )
@@ -94,6 +96,7 @@ class State:
         listen: bool = True,
         user_namespace: bool = False,
         terminal: bool = False,
+        unit: str = "",
         version: str = "",
     ) -> None:
         self.id = id
@@ -113,6 +116,7 @@ class State:
         self.listen = listen
         self.user_namespace = user_namespace
         self.terminal = terminal
+        self.unit = unit
         self.version = version
 
     def to_json(self) -> dict[str, Any]:

@@ -38,8 +38,9 @@ CREATE_HOOKS = ("/hooks/prestart", "/hooks/createRuntime", "/hooks/createContain
 # What the runtime can be asked for (container/perform.py, cgroup/perform.py).
 RUNTIME_CALLS = frozenset(
     (
-        "check_usage", "chown_cgroup", "created", "enable_controllers", "hooks", "mkdir_cgroup", "mkdir_cpuset",
-        "newgidmap", "newuidmap", "write", "write_lines",
+        "adopt_cgroup", "adopt_cpuset", "check_usage", "chown_cgroup", "created", "enable_controllers", "hooks",
+        "mkdir_cgroup", "mkdir_cpuset", "newgidmap", "newuidmap", "set_unit", "start_unit", "unit_property", "write",
+        "write_lines",
     )
 )  # fmt: skip
 ASSETS = {"seccomp": bytes(range(64))}
@@ -192,7 +193,7 @@ def names_are_given_before_they_are_used(case: Case) -> None:
         for op in ops:
             names = [name for value in op.args for name in used(value)]
             if op.performer == RUNTIME:
-                assert set(names) <= {"pid"}, op
+                assert set(names) <= ({"stage"} if op.call == "start_unit" else {"pid"}), op
                 continue
             for name in names:
                 assert name in open_, f"{op!r} uses @{name}, which is not there on every path"
@@ -549,6 +550,25 @@ def test_golden(check: Invariant, document: dict[str, Any], machine: Host) -> No
         check(container(document, machine, options))
         for case in joining(document, machine, options):
             check(case)
+
+
+@pytest.mark.parametrize(("document", "machine"), list(golden()))
+@pytest.mark.parametrize("check", INVARIANTS, ids=lambda check: check.__name__)
+def test_golden_by_systemd(check: Invariant, document: dict[str, Any], machine: Host) -> None:
+    """The same containers in units of systemd's, which are started while init's first stage waits."""
+    document = json.loads(json.dumps(document))
+    if document["linux"].get("cgroupsPath"):
+        document["linux"]["cgroupsPath"] = "machine.slice:libpod:abc"
+    machine = Host.from_json(machine.to_json())
+    machine.systemd = "user" if machine.euid else "system"
+    options = PlanOptions("id", "/bundle", console="console", cgroup_manager="systemd")
+    case = container(document, machine, options)
+    started = case.where(lambda op: op.call == "start_unit")
+    assert len(started) == 1
+    assert started[0] < case.calls("clone3")[0]
+    check(case)
+    for case in joining(document, machine, options):
+        check(case)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])

@@ -68,8 +68,7 @@ def make(path: bytes, cpuset: bool = False, origin: str = "") -> list[str]:
             if not _make(path, made):
                 _check_fitness(path, origin)
             if cpuset:
-                for name in (b"/cpuset.cpus", b"/cpuset.mems"):
-                    _inherit(path, name)
+                give_cpus(path)
             return [directory.decode("utf-8", "surrogateescape") for directory in made]
         except BaseException as error:
             for directory in reversed(made):
@@ -103,6 +102,22 @@ def _make(path: bytes, made: list[bytes]) -> bool:
             return False
     made.append(path)
     return True
+
+
+def make_missing(path: bytes, origin: str) -> list[str]:
+    """Make the cgroup `path` and its missing parents, or take the one that is there; the directories that it made."""
+    made: list[bytes] = []
+    try:
+        _make(path, made)
+    except OSError as error:
+        raise PyociError(f"{origin}: {why('mkdir', path, error.errno or 0) or error}") from error
+    return [directory.decode("utf-8", "surrogateescape") for directory in made]
+
+
+def give_cpus(path: bytes) -> None:
+    """A cgroup of v1's cpuset takes no process before it has CPUs and memory nodes."""
+    for name in (b"/cpuset.cpus", b"/cpuset.mems"):
+        _inherit(path, name)
 
 
 def _inherit(path: bytes, name: bytes) -> None:

@@ -28,6 +28,8 @@ def create_options(settings: Globals, options: Parsed) -> CreateOptions:
         detach=options.flag("detach"),
         keep=options.flag("keep"),
         no_subreaper=options.flag("no-subreaper"),
+        cgroup_manager=settings.cgroup_manager,
+        rootless=settings.rootless,
     )
 
 

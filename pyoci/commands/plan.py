@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 ID = "container"  # stands for the container's id in the paths of its cgroups
 
 
-def make(bundle: str, host: Host | None) -> tuple[ContainerPlan, Host]:
+def make(
+    bundle: str, host: Host | None, manager: str = "cgroupfs", rootless: bool | None = None
+) -> tuple[ContainerPlan, Host]:
     """The plan of create for `bundle`, on `host` or on this machine."""
     from pyoci.container.create import read_config
     from pyoci.host import probe, probe_sources
@@ -25,10 +27,17 @@ def make(bundle: str, host: Host | None) -> tuple[ContainerPlan, Host]:
     spec = load(read_config(bundle))
     if host is None:
         host = probe()
+        if manager == "systemd":
+            from pyoci.host import probe_systemd
+
+            probe_systemd(host, rootless)
         probe_sources(host, spec, bundle)
+    elif manager == "systemd" and not host.systemd:
+        raise PyociError('--host: it says nothing of systemd; write it by --systemd-cgroup plan --show-host')
     process = spec.process
     console = "console" if process is not None and process.terminal else None
-    return plan_container(spec, host, PlanOptions(ID, bundle, console=console)), host
+    options = PlanOptions(ID, bundle, console=console, cgroup_manager=manager, rootless=rootless)
+    return plan_container(spec, host, options), host
 
 
 def read_host(path: str) -> Host:
@@ -57,7 +66,9 @@ def run(settings: Globals, options: Parsed) -> int:
     if form not in ("text", "json"):
         raise PyociError(f'--format must be text or json, not "{form}"')
     given = options.text("host")
-    plan, host = make(absolute(options.text("bundle") or posix.getcwd()), read_host(given) if given else None)
+    bundle = absolute(options.text("bundle") or posix.getcwd())
+    described = read_host(given) if given else None
+    plan, host = make(bundle, described, settings.cgroup_manager, settings.rootless)
     from pyoci.jsontext import dumps
 
     if options.flag("show-host"):

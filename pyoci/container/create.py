@@ -79,6 +79,10 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
     spec = load(data)
     check_terminal(spec, options, console)
     host = probe()
+    if options.cgroup_manager == "systemd":
+        from pyoci.host import probe_systemd
+
+        probe_systemd(host, options.rootless)
     probe_sources(host, spec, bundle)
     root = root_path(spec, bundle)
     if source_type(root) != "dir":
@@ -92,6 +96,8 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
         preserve_fds=options.preserve_fds,
         no_pivot=options.no_pivot,
         no_new_keyring=options.no_new_keyring,
+        cgroup_manager=options.cgroup_manager,
+        rootless=options.rootless,
     )
     plan = plan_container(spec, host, plan_options)
     warn_capabilities(spec, host)
@@ -183,6 +189,7 @@ class Creation:
             owner=blueprint.host.uid,
             phase="creating",
             cgroup_paths=blueprint.plan.cgroups.paths,
+            unit=blueprint.plan.cgroups.unit,
             namespaces=[entry.type for entry in spec.linux.namespaces],
             hooks={
                 kind: spec.hooks.raw[kind]
@@ -216,7 +223,11 @@ class Creation:
         plan = blueprint.plan
         store.lock()
         # Killed at any moment from here on, what we are about to make must be known: before it is made, as intended.
-        self.state.cgroup_created = missing(self.state.cgroup_paths)
+        intended = missing(self.state.cgroup_paths)
+        if self.state.unit:
+            # the slices above are systemd's
+            intended = [path for path in intended if path in self.state.cgroup_paths.values()]
+        self.state.cgroup_created = intended
         store.save(self.state)
         self.state.cgroup_created = []
         store.write(CONFIG, blueprint.data)

@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyoci.cgroup.systemd import Unit
     from pyoci.hooks import AnyHook
     from pyoci.host import Host
     from pyoci.launch import Session
@@ -29,7 +30,7 @@ class Performer:
     `created` is called when init reports the container complete.
     """
 
-    __slots__ = ("after_created", "hooks", "host", "pid_file", "ran_hooks", "state", "store")
+    __slots__ = ("after_created", "hooks", "host", "pid_file", "ran_hooks", "state", "store", "unit")
 
     def __init__(
         self, store: Store, state: State, host: Host, hooks: Hooks, pid_file: str, after_created: bool
@@ -41,6 +42,11 @@ class Performer:
         self.pid_file = pid_file
         self.after_created = after_created  # init goes on without us once the container is created
         self.ran_hooks = False
+        self.unit: Unit | None = None
+        if state.unit:
+            from pyoci.cgroup.systemd import Unit
+
+            self.unit = Unit(state, store.path)
 
     def __call__(self, op: Op, session: Session) -> None:
         call = op.call
@@ -55,6 +61,8 @@ class Performer:
         elif call in ("newuidmap", "newgidmap"):
             words = [arg for arg in op.args[1:] if isinstance(arg, bytes)]
             map_ids(call, session.pid, words)
+        elif self.unit is not None and self.unit.knows(call):
+            self.state.cgroup_created += self.unit.perform(op, session.stage)
         else:
             from pyoci.cgroup.perform import perform
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pyoci.errors import PyociError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.state import State, Store
@@ -20,6 +22,16 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
         if ours:
             kill_all(ours)
         remove(state.cgroup_paths, state.cgroup_created)
+    if state.unit:
+        from pyoci.cgroup.systemd import stop
+
+        try:
+            stop(state, store.path)
+        except PyociError as error:
+            # its processes and cgroups are gone, so systemd will notice by itself
+            from pyoci import log
+
+            log.warning(f"container {state.id!r}: {error}")
     if poststop and state.hooks.get("poststop"):
         from pyoci.hooks import remembered, run_hooks
         from pyoci.jsontext import dumps

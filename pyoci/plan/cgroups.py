@@ -25,7 +25,7 @@ from pyoci.plan.ops import RUNTIME, Blob, Op, Ref, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pyoci.host import Host
     from pyoci.spec.types import Resources, Spec
@@ -45,30 +45,41 @@ WATCHED = ("cpu", "io", "memory", "pids")
 class CgroupPlan:
     """
     paths         controller ("" for v2) -> absolute directory; recorded in the container's state
+    unit          "system NAME" or "user NAME": systemd's unit that these are, "" without systemd
     create        the runtime's ops before anything else: directories, controllers, limits
     before_clone  init's ops: `@cgroup`, the v2 directory, for clone3; the device filter; v1's files
     clone_into    that directory, or None
     enter         how the new process gets into v1, and what can only be written once it is there
     """
 
-    __slots__ = ("before_clone", "clone_into", "create", "enter", "paths")
+    __slots__ = ("before_clone", "clone_into", "create", "enter", "paths", "unit")
 
     def __init__(self) -> None:
         self.paths: dict[str, str] = {}
+        self.unit = ""
         self.create: list[Op] = []
         self.before_clone: list[Op] = []
         self.clone_into: bytes | None = None
         self.enter: list[Op] = []
 
 
-def plan_cgroups(spec: Spec, host: Host, id: str, rootless: bool = False) -> CgroupPlan:
+def plan_cgroups(
+    spec: Spec, host: Host, id: str, rootless: bool = False, manager: str = "cgroupfs"
+) -> CgroupPlan:
     """The cgroup part of a container's plan; raises ConfigError with all of the configuration that cannot be done."""
+    if manager == "systemd":
+        from pyoci.plan.systemd import plan_systemd
+
+        return plan_systemd(spec, host, id, rootless)
     plan = CgroupPlan()
+    if manager == "disabled":
+        _refuse_limits(spec.linux.resources)
+        return plan
     written = spec.linux.cgroups_path or ""
     path = _checked(written, id)
     resources = spec.linux.resources
     limits = Limits({}, ())
-    zero_pids = _version(spec.oci_version) >= (1, 3)
+    zero_pids = version_of(spec.oci_version) >= (1, 3)
     if not (rootless and not written and not _limited(resources)):
         plan.paths = _directories(path, written, host, rootless)
     if resources is not None:
@@ -79,13 +90,11 @@ def plan_cgroups(spec: Spec, host: Host, id: str, rootless: bool = False) -> Cgr
         directory = plan.paths[""].encode()
         plan.clone_into = directory
         plan.before_clone.append(open_cgroup(directory, origin))
-        owner = _owner(spec) if host.cgroup_mode == "v2" else 0
-        if owner and owner != host.euid:
-            plan.create.append(Op("chown_cgroup", (directory, owner), OWNERSHIP_CLAUSE, None, RUNTIME))
+        plan.create += owner_ops(spec, host, plan)
     plan.create += limits.ops
     # Without root's rights no device list can be set; nor has the container a device that its user could not open.
     if resources is not None and resources.devices and not rootless:
-        _devices(plan, resources, limits)
+        add_devices(plan, resources, limits)
     _, opens, enter = join_ops(plan.paths, origin)
     plan.before_clone += opens
     plan.enter = enter + limits.late
@@ -98,13 +107,14 @@ def plan_update(
     resources: Resources, paths: Mapping[str, str], controllers: Iterable[str], oci_version: str = ""
 ) -> list[Op]:
     """The runtime's writes that change the limits of a container in `paths`; the device list stays as it is."""
-    limits = write_limits(resources, paths, tuple(controllers), not oci_version or _version(oci_version) >= (1, 3))
+    limits = write_limits(resources, paths, tuple(controllers), not oci_version or version_of(oci_version) >= (1, 3))
     if limits.problems:
         raise ConfigError(limits.problems, "resources")
     return limits.ops + limits.late
 
 
-def _version(text: str) -> tuple[int, int]:
+def version_of(text: str) -> tuple[int, int]:
+    """(major, minor) of an ociVersion."""
     major, _, rest = text.partition(".")
     minor = rest.partition(".")[0]
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (1, 0)
@@ -125,6 +135,15 @@ def _checked(written: str, id: str) -> str:
         message = f"{written!r} is the top of the hierarchy, which no container may be"
         raise ConfigError([Problem(PATH, message, PATH_CLAUSE)])
     return "/".join(parts) or id
+
+
+def _refuse_limits(resources: Resources | None) -> None:
+    """Without cgroups nothing can be limited; the list of devices is what whoever disables them gives up."""
+    if resources is not None:
+        asked = write_limits(resources, {}, (), zero_pids=False).problems
+        message = "cannot be done without cgroups: leave out the limit, or --cgroup-manager disabled"
+        if asked:
+            raise ConfigError([Problem(problem.pointer, message, problem.clause) for problem in asked])
 
 
 def _limited(resources: Resources | None) -> bool:
@@ -158,19 +177,33 @@ def _make(plan: CgroupPlan, host: Host, limits: Limits, origin: str) -> None:
     for directory in dict.fromkeys(plan.paths.values()):
         call = "mkdir_cpuset" if directory == cpuset else "mkdir_cgroup"
         plan.create.append(Op(call, (directory.encode(),), origin, None, RUNTIME))
-    if "" not in plan.paths:
-        return
-    watched = [name for name in WATCHED if name in host.cgroup_controllers and name not in limits.needed]
-    if not limits.needed and not watched:
-        return
+    if "" in plan.paths:
+        watched = [name for name in WATCHED if name in host.cgroup_controllers and name not in limits.needed]
+        plan.create += enable_ops(plan, host, limits, origin, watched)
+
+
+def enable_ops(plan: CgroupPlan, host: Host, limits: Limits, origin: str, watched: Sequence[str] = ()) -> list[Op]:
+    """The v2 controllers that limits need, and those `watched` where that can be done, given down to the container."""
+    ops: list[Op] = []
+    if "" not in plan.paths or not (limits.needed or watched):
+        return ops
     mount = host.cgroup_mounts[""].rstrip("/")
     required = " ".join(limits.needed).encode()
     asked = next(iter(limits.needed.values()), origin)
     parent = mount
     for part in plan.paths[""][len(mount) + 1 :].split("/"):
         args = ((parent or "/").encode(), required, " ".join(watched).encode())
-        plan.create.append(Op("enable_controllers", args, asked, None, RUNTIME))
+        ops.append(Op("enable_controllers", args, asked, None, RUNTIME))
         parent += "/" + part
+    return ops
+
+
+def owner_ops(spec: Spec, host: Host, plan: CgroupPlan) -> list[Op]:
+    """The v2 cgroup is given to the user that the container's root is."""
+    owner = _owner(spec) if host.cgroup_mode == "v2" else 0
+    if not owner or owner == host.euid:
+        return []
+    return [Op("chown_cgroup", (plan.paths[""].encode(), owner), OWNERSHIP_CLAUSE, None, RUNTIME)]
 
 
 def _owner(spec: Spec) -> int:
@@ -191,7 +224,8 @@ def _owner(spec: Spec) -> int:
     return 0
 
 
-def _devices(plan: CgroupPlan, resources: Resources, limits: Limits) -> None:
+def add_devices(plan: CgroupPlan, resources: Resources, limits: Limits) -> None:
+    """The device list: init's ops on v2, the runtime's on v1."""
     policy = Policy(resources.devices)
     directory = plan.paths.get("devices")
     if directory is not None:

@@ -42,9 +42,13 @@ class PlanOptions:
     listen        the container waits for `start` on a socket (create) or goes on at once (run)
     console       None, or where the terminal's master goes: "console" (a socket of the caller's) or "control" (to us)
     preserve_fds  how many descriptors after the standard streams the container inherits
+    cgroup_manager  "cgroupfs", "systemd" or "disabled"
+    rootless      whether we do without root's rights, where the caller knows better than our user id
     """
 
-    __slots__ = ("bundle", "console", "id", "listen", "no_new_keyring", "no_pivot", "preserve_fds")
+    __slots__ = (
+        "bundle", "cgroup_manager", "console", "id", "listen", "no_new_keyring", "no_pivot", "preserve_fds", "rootless",
+    )  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - one a flag
         self,
@@ -55,6 +59,8 @@ class PlanOptions:
         preserve_fds: int = 0,
         no_pivot: bool = False,
         no_new_keyring: bool = False,
+        cgroup_manager: str = "cgroupfs",
+        rootless: bool | None = None,
     ) -> None:
         self.id = id
         self.bundle = bundle
@@ -63,6 +69,8 @@ class PlanOptions:
         self.preserve_fds = preserve_fds
         self.no_pivot = no_pivot
         self.no_new_keyring = no_new_keyring
+        self.cgroup_manager = cgroup_manager
+        self.rootless = rootless
 
 
 class ContainerPlan:
@@ -92,7 +100,8 @@ def root_path(spec: Spec, bundle: str) -> str:
 def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPlan:
     """The plan for `spec` on `host`; pure: equal inputs give an equal plan."""
     names = ns.Namespaces(spec.linux)
-    cgroups = plan_cgroups(spec, host, options.id, rootless=host.euid != 0)
+    rootless = host.euid != 0 if options.rootless is None else options.rootless
+    cgroups = plan_cgroups(spec, host, options.id, rootless, options.cgroup_manager)
     fds = descriptors(options.preserve_fds)
     process = spec.process
     privileged = bool(host.capabilities & SYS_ADMIN)

@@ -1,0 +1,150 @@
+"""A container's unit of systemd's: started, changed, stopped.  Loaded for --systemd-cgroup and for what it made only.
+
+    unit_property(name, value)    what the next call tells; value as GVariant text
+    start_unit(name, @stage)      start the transient unit, with init's first stage as a scope's first process
+    set_unit(name)                change the properties of one that runs
+    adopt_cgroup(path)            a cgroup of the unit: there already, or made where systemd does not (v1)
+    adopt_cpuset(path)            the same in v1's cpuset, where a new one has no CPU until given some
+"""
+
+from __future__ import annotations
+
+import posix
+from time import monotonic, sleep
+
+from pyoci.cgroup.bus import UNIT, BusError, connect
+from pyoci.errors import PyociError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.plan.ops import Op
+    from pyoci.state import State
+
+CALLS = frozenset(("unit_property", "start_unit", "set_unit", "adopt_cgroup", "adopt_cpuset"))
+EXISTS = "org.freedesktop.systemd1.UnitExists"
+UNKNOWN = "org.freedesktop.systemd1.NoSuchUnit"
+NOT_LOADED = (UNKNOWN, "org.freedesktop.DBus.Error.UnknownObject")
+PATIENCE = 2.0  # seconds that a unit of the same name gets to end
+
+
+class Unit:
+    """What is done with one container's unit."""
+
+    __slots__ = ("description", "properties", "state")
+
+    def __init__(self, state: State, directory: str) -> None:
+        self.state = state
+        # whose the unit is: a name alone may be anybody's
+        self.description = f"pyoci container {state.id} ({directory})"
+        self.properties: list[tuple[str, tuple[str, object]]] = []
+
+    @staticmethod
+    def knows(call: str) -> bool:
+        """Whether `perform` is for it."""
+        return call in CALLS
+
+    def perform(self, op: Op, stage: int = 0) -> list[str]:
+        """The directories that are the container's from now on; PyociError with systemd's words."""
+        first = op.args[0]
+        assert isinstance(first, bytes)
+        if op.call == "unit_property":
+            from pyoci.gvariant import parse
+
+            text = op.args[1]
+            assert isinstance(text, bytes)
+            self.properties.append((first.decode(), parse(text.decode())))
+        elif op.call == "start_unit":
+            self._start(first.decode(), stage, op.origin)
+        elif op.call == "set_unit":
+            try:
+                connect(self._instance).call("SetUnitProperties", "sba(sv)", (first.decode(), True, self.properties))
+            except BusError as error:
+                raise PyociError(f"{op.origin}: {error}") from error
+        else:
+            return self._adopt(first, op)
+        return []
+
+    @property
+    def _instance(self) -> str:
+        return self.state.unit.partition(" ")[0]
+
+    def _start(self, name: str, stage: int, origin: str) -> None:
+        given = {property for property, _ in self.properties}
+        properties = list(self.properties)
+        if "Description" not in given:
+            properties.insert(0, ("Description", ("s", self.description)))
+        if not name.endswith(".slice"):
+            properties.append(("PIDs", ("au", [stage])))
+        bus = connect(self._instance)
+        end = monotonic() + PATIENCE
+        while True:
+            try:
+                result = bus.job("StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "fail", properties, []))
+                break
+            except BusError as error:
+                if error.name != EXISTS:
+                    self.state.unit = ""
+                    raise PyociError(f"{origin}: {error}") from error
+                if monotonic() > end:
+                    # somebody else's: not ours to stop when this fails
+                    self.state.unit = ""
+                    raise PyociError(
+                        f"{origin}: systemd has a unit {name} already; end it with systemctl stop {name}, or choose"
+                        " another cgroupsPath"
+                    ) from None
+            # one that has failed stays until it is told to go; one that ends needs a moment
+            try:
+                bus.call("ResetFailedUnit", "s", (name,))
+            except BusError:
+                pass
+            sleep(0.05)
+        if result != "done":
+            raise PyociError(
+                f"{origin}: systemd's job to start {name} ended with {result!r}; systemctl status {name} says why"
+            )
+
+    def _adopt(self, path: bytes, op: Op) -> list[str]:
+        from pyoci.cgroup.perform import give_cpus, make_missing
+
+        shown = path.decode("utf-8", "surrogateescape")
+        made = []
+        systemds = (self.state.cgroup_paths.get(""), self.state.cgroup_paths.get("name=systemd"))
+        if shown in systemds and not self.state.unit.endswith(".slice"):
+            try:
+                posix.stat(path)
+            except FileNotFoundError:
+                where = connect(self._instance).get("ControlGroup", self._object(), UNIT.replace("Unit", "Scope"))
+                raise PyociError(
+                    f"{op.origin}: systemd made the unit's cgroup at {where}, not at {shown}: is /sys/fs/cgroup the"
+                    " view of it that systemd has?"
+                ) from None
+        else:
+            made = make_missing(path, op.origin)
+        if op.call == "adopt_cpuset":
+            give_cpus(path)
+        return made if shown in made else [*made, shown]
+
+    def _object(self) -> str:
+        (found,) = connect(self._instance).call("GetUnit", "s", (self.state.unit.partition(" ")[2],))
+        return str(found)
+
+
+def stop(state: State, directory: str) -> None:
+    """Stop the unit and wait until it is gone; no error if it is.  Its processes have been killed already.
+
+    A create that was killed may have found the name taken: then only a unit with our description is ours.
+    """
+    instance, _, name = state.unit.partition(" ")
+    unit = Unit(state, directory)
+    bus = connect(instance)
+    try:
+        if state.phase == "creating" and bus.get("Description", unit._object(), UNIT) != unit.description:
+            return
+        bus.job("StopUnit", "ss", (name, "replace"))
+    except BusError as error:
+        if error.name not in NOT_LOADED:
+            raise
+    try:
+        bus.call("ResetFailedUnit", "s", (name,))
+    except BusError:
+        pass  # it has not failed
