@@ -3,9 +3,9 @@
  */
 
 #if defined(__x86_64__)
-enum { CLOSE = 3, CONNECT = 42, EXECVE = 59, EXIT_GROUP = 231, FCNTL = 72, FLOCK = 73, GETDENTS64 = 217, GETEUID = 107,
-       OPENAT = 257, READ = 0, READLINKAT = 267, RECVFROM = 45, SOCKET = 41, STATX = 332, UMASK = 95, UNLINKAT = 263,
-       WRITE = 1 };
+enum { ARCH_PRCTL = 158, CLOSE = 3, CONNECT = 42, EXECVE = 59, EXIT_GROUP = 231, FACCESSAT = 269, FCNTL = 72, FLOCK = 73,
+       GETDENTS64 = 217, GETEUID = 107, LSEEK = 8, MEMFD_CREATE = 319, MMAP = 9, MPROTECT = 10, OPENAT = 257, PREAD64 = 17, READ = 0,
+       READLINKAT = 267, RECVFROM = 45, RT_SIGACTION = 13, SOCKET = 41, STATX = 332, UMASK = 95, UNAME = 63, UNLINKAT = 263, WRITE = 1 };
 
 static inline long kernel(long number, long a, long b, long c, long d, long e, long f)
 {
@@ -19,7 +19,7 @@ static inline long kernel(long number, long a, long b, long c, long d, long e, l
     return result;
 }
 #elif defined(__aarch64__)
-enum { CLOSE = 57, CONNECT = 203, EXECVE = 221, EXIT_GROUP = 94, FCNTL = 25, FLOCK = 32, GETDENTS64 = 61, GETEUID = 175,
+enum { CLOSE = 57, CONNECT = 203, EXECVE = 221, EXIT_GROUP = 94, FACCESSAT = 48, FCNTL = 25, FLOCK = 32, GETDENTS64 = 61, GETEUID = 175,
        OPENAT = 56, READ = 63, READLINKAT = 78, RECVFROM = 207, SOCKET = 198, STATX = 291, UMASK = 166, UNLINKAT = 35,
        WRITE = 64 };
 

@@ -22,6 +22,7 @@
 
 #include "kernel.h"
 #include "shortcut.h"
+#include "snapshot.h"
 
 #if defined(__x86_64__)
 __asm__(".globl _start\n_start:\n"
@@ -149,18 +150,34 @@ static void judge(const char *path, const struct status *s, int sticky_is_fine)
         die(path, ": can be written by others than root, so root will not run it; chmod go-w it");
 }
 
-/* Everything above a path.  Nobody can rename root's entries in a sticky directory (/tmp), so those are fine. */
+/* Everything above a path.  Nobody can rename root's entries in a sticky directory (/tmp), so those are fine.  Above a
+ * directory that was judged here before, everything was. */
 static void judge_above(const char *path)
 {
+    static struct {
+        unsigned long inode;
+        unsigned int major, minor;
+    } judged[32];
+    static unsigned int count;
     struct text above;
     struct status status;
+    unsigned int i;
 
     set(&above, path, "");
     while (above.length > 1) {
         parent(&above);
         if (!exists(above.bytes, &status))
             die(above.bytes, ": cannot be examined");
+        for (i = 0; i < count; i++)
+            if (judged[i].inode == status.inode && judged[i].major == status.device[2] &&
+                judged[i].minor == status.device[3])
+                return;
         judge(above.bytes, &status, 1);
+        if (count < 32) {
+            judged[count].inode = status.inode;
+            judged[count].major = status.device[2];
+            judged[count++].minor = status.device[3];
+        }
     }
 }
 
@@ -469,6 +486,39 @@ static const char *named_fingerprint(void)
     return text;
 }
 
+/* The snapshot of an interpreter that has imported this package (pyoci/snapshot.py). */
+static const char *name_snapshot(struct install *in, int trial)
+{
+    static struct text path;
+
+    set(&path, in->packages.bytes, "/pyoci/__pycache__/");
+    add(&path, in->name);
+    add(&path, ".");
+    add(&path, named_fingerprint() + sizeof("pyoci=") - 1);
+    add(&path, ".snapshot");
+    if (trial)
+        add(&path, ".trial");
+    return path.bytes;
+}
+
+/* Can a file be made beside `path`?  Whoever cannot need not try. */
+static int may_make(const char *path)
+{
+    struct text directory;
+
+    set(&directory, path, "");
+    parent(&directory);
+    return kernel(FACCESSAT, HERE, (long)directory.bytes, 2 /* W_OK */, 0, 0, 0) == 0;
+}
+
+static const char *name_wanted(const char *path)
+{
+    static struct text option;
+
+    set(&option, "pyoci-snapshot=", path);
+    return option.bytes;
+}
+
 /* An interpreter that has no descriptor 2 writes its messages into the next file it opens. */
 static void fill_standard_streams(void)
 {
@@ -497,8 +547,9 @@ __attribute__((noreturn, used)) void launch(long *stack)
     long argc = stack[0], i, n, mask;
     int root;
     char **argv = (char **)(stack + 1), **environment = argv + argc + 1;
-    char *next[argc + 16]; /* at most 14 words before the arguments, and NULL */
-    const char *connection;
+    char *next[argc + 18]; /* at most 16 words before the arguments, and NULL */
+    const char *connection, *wanted = 0;
+    int may_write;
 
     fill_standard_streams();
     connection = take_shortcut(argc, argv, environment);
@@ -521,6 +572,16 @@ __attribute__((noreturn, used)) void launch(long *stack)
     if (root)
         judge_install(&in, self.bytes);
     look_at_package(&in, root);
+    /* byte code written under a lax umask could be written by others, and root would refuse it next time */
+    mask = kernel(UMASK, 022, 0, 0, 0, 0, 0);
+    kernel(UMASK, mask, 0, 0, 0, 0, 0);
+    may_write = (mask & 022) == 022;
+    if (fingerprint) {
+        struct words_for_python words = {name_snapshot(&in, argc > 0 && same(argv[0], "pyoci.trial")), argc, argv, environment, connection, may_write};
+
+        if (resume_snapshot(&words) && may_write && may_make(words.path))
+            wanted = words.path;
+    }
     drop_loader_variables(environment);
 
     n = 0;
@@ -537,10 +598,11 @@ __attribute__((noreturn, used)) void launch(long *stack)
         next[n++] = "-X";
         next[n++] = (char *)connection;
     }
-    /* byte code written under a lax umask could be written by others, and root would refuse it next time */
-    mask = kernel(UMASK, 022, 0, 0, 0, 0, 0);
-    kernel(UMASK, mask, 0, 0, 0, 0, 0);
-    if ((mask & 022) != 022)
+    if (wanted) {
+        next[n++] = "-X";
+        next[n++] = (char *)name_wanted(wanted);
+    }
+    if (!may_write)
         next[n++] = "-B";
     next[n++] = "-c";
     next[n++] = (char *)start;

@@ -44,6 +44,8 @@ from pyoci.__main__ import start
 start()
 """
 OPTIONS = ("-I", "-S", "-X", "utf8")
+# PACKAGES and OTHERS of this process.
+PLACES: "list[str]" = []
 
 
 class Compiled(SourceFileLoader):
@@ -64,11 +66,18 @@ class CompiledFinder:
     50 us a module, a tenth of a command's life.
     """
 
+    # The environment, if the C library has not been told yet (see `pyoci.waiting`).
+    environment: "dict[bytes, bytes]" = {}  # noqa: RUF012 - replaced, never changed
+
     @staticmethod
     def find_spec(
         name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> ModuleSpec | None:
         if path is None or not name.startswith("pyoci."):
+            if name == "os" and CompiledFinder.environment:
+                posix.unsetenv("LC_CTYPE")  # which the interpreter set for itself when it started
+                for variable, value in CompiledFinder.environment.items():
+                    posix.putenv(variable, value)
             return None
         package = path[0]
         leaf = name.rpartition(".")[2]
@@ -107,28 +116,37 @@ class CompiledFinder:
         return None
 
 
-def start() -> None:
-    """Run the command of this process, `sys.argv` being as in the module's docstring, and end the process."""
+def prepare() -> None:
+    """Make this a process that can run a command: no garbage collection, the places that modules come from."""
     gc.disable()
     future = type(sys)("__future__")
     future.__getattr__ = _future  # type: ignore[method-assign]
     future.annotations = None  # type: ignore[attr-defined]
     sys.modules["__future__"] = future
-    packages, others = sys.argv[1:3]
+    packages, others = PLACES[:] = sys.argv[1:3]
     # pyoci has been found: from here on nothing in a directory of packages hides a module of the standard library
     sys.path[:1] = []
     sys.path.append(packages)
     if others:
         sys.path.extend(others.split(":"))
     sys.meta_path.insert(0, CompiledFinder)
+
+
+def start() -> None:
+    """Run the command of this process, `sys.argv` being as in the module's docstring, and end the process."""
+    prepare()
     _forget_coercion()
     sys.argv[:3] = ["pyoci"]
-    missing: list[str] = []
-    if "pyoci" in sys._xoptions:
+    command()
+
+
+def command(resumed: bool = False) -> None:
+    """Run the command `sys.argv`, and end the process; `resumed` from a snapshot, it has all that it needs."""
+    launched = "pyoci" in sys._xoptions and not resumed
+    if launched:
         from pyoci import archive
 
         archive.expect(archive.__spec__.loader is None)
-        missing = archive.missing
     from pyoci.cli import main
 
     try:
@@ -141,10 +159,10 @@ def start() -> None:
                 stream.flush()
         except OSError:
             status = status or 1
-    if missing and not sys.dont_write_bytecode:
-        from pyoci.archive_write import write
+    if launched and not sys.dont_write_bytecode and archive.wanting():
+        from pyoci.archive_write import keep
 
-        write(missing)
+        keep()
     # the kernel takes everything back faster than the interpreter does (1 ms)
     posix._exit(status)
 

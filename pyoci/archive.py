@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # What had no archive: written when the command is done.
 missing: "list[str]" = []
+# Whose archives have been adopted.
+loaded: "set[str]" = set()
 # Commands that engines call, often.
 HOT = ("create", "start", "run", "exec", "state", "kill", "delete")
 # The name of the archive of what every command needs.
@@ -97,14 +99,20 @@ def adopt(entries: "Iterable[Entry]") -> None:
 
 def load(command: str) -> None:
     """Import what `command` needs, if there is an archive of it."""
-    file = path(command) if command in HOT else ""
+    if command in loaded or command not in (ALL, *HOT):
+        return
+    file = path(command)
     if file:
-        found = False
         for entries in read(file):
-            found = True
+            loaded.add(command)
             adopt(entries)
-        if not found:
+        if command not in loaded:
             missing.append(command)
+
+
+def wanting() -> bool:
+    """Whether an archive was missing, or a snapshot for a command that is worth one (`pyoci.snapshot`)."""
+    return bool(missing or (loaded and "pyoci-snapshot" in sys._xoptions))
 
 
 def expect(found: bool) -> None:

@@ -25,13 +25,19 @@ PACKAGE = Path(__file__).parent
 SYSCALLS = f"pyoci.kernel.syscalls_{os.uname().machine}"
 # The modules to begin with; what ALL holds is in no other.
 ALL = ("pyoci.archive", "pyoci.__main__", "pyoci.cli", "pyoci.options", "pyoci.directory", "pyoci.signals")
-LIVE = ("pyoci.cgroup.live",)
-CREATE = ("pyoci.container.create", "pyoci.cgroup.perform", SYSCALLS)
+LIVE = ("pyoci.cgroup.live", "pyoci.jsontext")
+CREATE = (
+    "pyoci.container.create",
+    "pyoci.cgroup.perform",
+    "pyoci.spec.validate",
+    "pyoci.spec.resource_rules",
+    SYSCALLS,
+)
 LATER: dict[str, tuple[str, ...]] = {
     "create": (*CREATE, "pyoci.container.replay", "pyoci.shortcut"),
     "run": (*CREATE, "pyoci.container.run", "pyoci.console", "pyoci.container.teardown", *LIVE),
     "start": ("pyoci.container.start", *LIVE),
-    "exec": ("pyoci.container.execute", "pyoci.console", SYSCALLS, *LIVE),
+    "exec": ("pyoci.container.execute", "pyoci.console", "pyoci.spec.validate", SYSCALLS, *LIVE),
     "state": LIVE,
     "kill": LIVE,
     "delete": ("pyoci.container.teardown", *LIVE),
@@ -149,6 +155,19 @@ def write(commands: Iterable[str]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def keep() -> None:
+    """Write what this command would have liked to find: archives, and the snapshot that is made of all of them."""
+    path = sys._xoptions.get("pyoci-snapshot")
+    if not isinstance(path, str) or not {*archive.missing, *archive.loaded} & {*archive.HOT}:
+        write(archive.missing)
+        return
+    everything = (archive.ALL, *archive.HOT)
+    write(name for name in everything if name in archive.missing or not Path(archive.path(name)).exists())
+    from pyoci.snapshot import make
+
+    make(Path(path))
 
 
 def main(commands: Iterable[str]) -> None:

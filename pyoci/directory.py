@@ -18,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-LAST = "state.json"  # removed last, because delete needs it to know what else there is to remove
+# Removed last, because delete needs it to know what else there is to remove: one or the other is there.
+LAST = ("creating.json", "state.json")
 ID_MAX = 255  # NAME_MAX: an id is a file name (limits.h)
 ID_START = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-")
 ID_ALLOWED = ID_START | {"."}
@@ -195,9 +196,9 @@ class Directory:
         return read_file(name, self.fd)
 
     def remove(self) -> None:
-        """Remove the directory with all that is in it, state.json last: killed on the way, delete can be repeated."""
+        """Remove the directory with all that is in it, the state last: killed on the way, delete can be repeated."""
         names = posix.listdir(self.fd)
-        names.sort(key=lambda name: name == LAST)
+        names.sort(key=lambda name: name in LAST)
         for name in names:
             try:
                 posix.unlink(name, dir_fd=self.fd)

@@ -52,6 +52,7 @@ WORD = 0xFFFFFFFFFFFFFFFF
 NR = 0xFFFFFFFF  # the bits of `nr` in the first word
 ZEROS = (0, 0, 0, 0, 0, 0)
 FLAG_FSLOG = 1  # on failure, the kernel's words can be read from the descriptor in args[0]
+FLAG_CLOSE = 2  # and the next five bits: after success, args[0] (args[1], ...) is a descriptor to close
 SKIP_MAX = 0xFFFF
 ERRNOS_MAX = 6
 
@@ -183,8 +184,10 @@ class _Assembler:
         strings, registers, fds, numbers = self.strings, self.registers, self.fds, self.numbers
         code, index = self.code, self.index
         due: list[Op] | None = None
+        last = -1  # the op before, if it can close what it has used
         for op in ops:
             if op.performer is not INIT:
+                last = -1
                 if due is None:
                     due = self.barriers[len(index)] = []
                     self.emit(op, BARRIER, ())
@@ -192,6 +195,9 @@ class _Assembler:
                 continue
             due = None
             call = op.call
+            if call == "close" and self.folded(op, last):
+                continue
+            last = -1
             second = 0  # the second word: load mask, flags, tolerated errnos
             bit = 1
             words: list[int] = []
@@ -229,6 +235,30 @@ class _Assembler:
             index.append(op)
             if op.otherwise or op.then:
                 self.block(op, here)
+            elif not op.tolerate and call != "close":
+                last = here
+
+    def folded(self, op: Op, last: int) -> bool:
+        """Let the op at `last` close what it has used: a fifth of all ops close what the op before was the last to use.
+
+        It must be one that either succeeds or ends everything, and that has read the descriptor from a register.  init
+        closes the last argument first: the calls are made in the order of the plan.
+        """
+        if last < 0:
+            return False
+        value = op.args[0]
+        register = self.registers.get(value.name) if type(value) is Ref else None
+        code = self.code
+        if code[last + OP_WORDS - 1] == register:
+            return False  # which holds another descriptor by then
+        second = code[last + 1]
+        for position in range(6):
+            if second >> 8 & FLAG_CLOSE << position:
+                break  # an argument before those that are closed already
+            if code[last + 2 + position] == register and second >> position & 1:
+                code[last + 1] |= FLAG_CLOSE << position << 8
+                return True
+        return False
 
     @staticmethod
     def errnos(op: Op) -> int:
@@ -339,6 +369,7 @@ _Static_assert(sizeof(struct report) == {REPORT.size}, "report");
 #define MOVE ({MOVE})
 #define FORK ({FORK})
 #define FLAG_FSLOG {FLAG_FSLOG}
+#define FLAG_CLOSE {FLAG_CLOSE}
 #define FAILED {FAILED}
 #define AT_BARRIER {AT_BARRIER}
 #define FORKED {FORKED}

@@ -1,8 +1,9 @@
 """What is remembered of a container between two commands, and what the kernel says about it.
 
-A container's directory holds `state.json`, the socket `start.sock` while it waits for start, and what other modules
-keep there.  The status is never stored, it is found: a pid alone says nothing after a reboot or a wrap, so a process is
-its pid and its start time, and whether it still waits for start is asked of the socket that its execve closes.
+A container's directory holds `state.json` (`creating.json` until it is created), the socket `start.sock` while it waits
+for start, and what other modules keep there.  The status is never stored, it is found: a pid alone says nothing after a
+reboot or a wrap, so a process is its pid and its start time, and whether it still waits for start is asked of the
+socket that its execve closes.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import errno
 import posix
 import time
 
-from pyoci.directory import LAST as FILE
-from pyoci.directory import Directory, default_root, ids, read_file
+from pyoci.directory import LAST, Directory, default_root, ids, read_file
 from pyoci.errors import NotFound, PyociError
 
 TYPE_CHECKING = False
@@ -35,6 +35,9 @@ __all__ = (
 )
 
 SOCKET = "start.sock"
+# A state under creation has a file of its own: a file that replaces another is written to the disk at once by some file
+# systems, and who removes it a moment later waits for that (ext4(5), auto_da_alloc).
+DRAFT, FILE = LAST
 
 
 def timestamp() -> str:
@@ -147,20 +150,33 @@ class Store(Directory):
         """NotFound when create never got as far as writing it, PyociError when it cannot be read."""
         from pyoci.jsontext import loads
 
-        try:
-            data = self.read(FILE)
-        except FileNotFoundError:
-            raise NotFound(self.id) from None
+        # without the lock, the second may take the place of the first between two looks
+        for name in (FILE, DRAFT, FILE):
+            try:
+                data = self.read(name)
+                break
+            except FileNotFoundError:
+                pass
+        else:
+            raise NotFound(self.id)
         try:
             return State.from_json(loads(data))
         except ValueError as error:
-            raise PyociError(f"container {self.id!r}: {self.path}/{FILE} is damaged: {error}") from None
+            raise PyociError(f"container {self.id!r}: {self.path}/{name} is damaged: {error}") from None
 
     def save(self, state: State) -> None:
         """Replace what is remembered, all or nothing."""
         from pyoci.jsontext import dumps
 
-        self.write(FILE, dumps(state.to_json()).encode())
+        data = dumps(state.to_json()).encode()
+        if state.phase == "creating":
+            self.write(DRAFT, data)
+            return
+        self.write(FILE, data)
+        try:
+            posix.unlink(DRAFT, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
 
 
 def process(pid: int) -> tuple[str, int] | None:

@@ -23,7 +23,9 @@ BUSYBOX = Path("/bin/busybox")
 CGROUPS = Path("/sys/fs/cgroup")
 HERE = Path(pyoci.__file__).resolve().parent
 PACKAGES = str(HERE.parent)
-COMMAND = [sys.executable, *OPTIONS, "-c", START, PACKAGES, ""]
+# What is installed, if it is: with the launcher, and so with everything that it does instead of the interpreter.
+INSTALLED = Path(sys.executable).parent / "pyoci"
+COMMAND = [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, *OPTIONS, "-c", START, PACKAGES, ""]
 APPLETS = (
     "cat", "chmod", "dd", "echo", "env", "grep", "head", "hostname", "id", "ip", "kill", "ls", "mkdir", "mount",
     "mknod", "pwd", "readlink", "rmdir", "seq", "sh", "sleep", "stat", "stty", "tail", "touch",
@@ -175,6 +177,14 @@ class Box:
         self.process["args"] = ["sh", "-c", script]
         self.write()
         error = self.fails(command, "--bundle", str(self.bundle), self.id)
+        self.gone()
+        return error
+
+    def refused_with(self, args: list[str]) -> str:
+        """As `refused`, of a container with these /process/args."""
+        self.process["args"] = args
+        self.write()
+        error = self.fails("run", "--bundle", str(self.bundle), self.id)
         self.gone()
         return error
 

@@ -13,7 +13,20 @@ from pyoci.kernel.flags import open_flags
 from pyoci.kernel.layouts import LAYOUTS
 from pyoci.kernel.syscalls import numbers
 from pyoci.plan.ops import INIT, Address, Asset, Blob, Buffer, Op, Ref, Struct, Vector
-from pyoci.program import ADDRESS, BARRIER, EXPECT, FORK, HEADER, MAGIC, MOVE, OP, TEXT, Program
+from pyoci.program import (
+    ADDRESS,
+    BARRIER,
+    EXPECT,
+    FLAG_CLOSE,
+    FLAG_FSLOG,
+    FORK,
+    HEADER,
+    MAGIC,
+    MOVE,
+    OP,
+    TEXT,
+    Program,
+)
 
 WORD = (1 << 64) - 1
 
@@ -69,6 +82,7 @@ class Check:
         self.registers: dict[str, int] = {}
         self.buffers: dict[str, int] = {}
         self.moves: list[tuple[str, int, int]] = []  # register's name, address, width, due before the next call
+        self.closing: list[int] = []  # registers that the last op closes besides
         self.place = 0
         assert self.image.control == fds["control"]
 
@@ -76,13 +90,19 @@ class Check:
         """Every op of `ops`, and nothing else, is in the image."""
         self.sequence(ops)
         assert self.place == len(self.image.ops) == len(self.program.index)
+        assert self.closing == []
 
     def sequence(self, ops: Sequence[Op]) -> None:
         due: list[Op] | None = None
         for op in ops:
             if op.performer == INIT:
                 due = None
-                self.call(op)
+                if self.closing:
+                    # the op before does this as well, in one go
+                    assert isinstance(op.args[0], Ref) and op.call == "close" and not op.tolerate, op
+                    assert self.closing.pop() == self.registers[op.args[0].name]
+                else:
+                    self.call(op)
             elif due is None:
                 assert self.image.ops[self.place].nr == BARRIER
                 due = self.program.barriers[self.place]
@@ -105,7 +125,8 @@ class Check:
         expected = {"expect": EXPECT, "clone3": FORK}.get(op.call)
         assert decoded.nr == (self.numbers[op.call] if expected is None else expected), op
         assert decoded.tolerate == op.tolerate
-        assert bool(decoded.flags) == (op.call in ("fsconfig", "fsmount"))
+        assert bool(decoded.flags & FLAG_FSLOG) == (op.call in ("fsconfig", "fsmount"))
+        closes = [word for position, word in enumerate(decoded.args) if decoded.flags & FLAG_CLOSE << position]
         self.moves = []
         for position, value in enumerate(op.args):
             self.argument(op, position, value, decoded.args[position], bool(decoded.load >> position & 1))
@@ -116,6 +137,11 @@ class Check:
         else:
             assert self.registers.setdefault(op.result, decoded.result) == decoded.result
             self.image.read(decoded.result, 8)
+        if closes:
+            assert not (op.otherwise or op.then or op.tolerate), op
+            assert all(decoded.load >> decoded.args.index(word) & 1 for word in closes)
+            self.closing = closes
+            return
         first = self.place
         self.sequence(op.otherwise or op.then)
         length = self.place - first

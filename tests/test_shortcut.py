@@ -67,6 +67,8 @@ NO_PYTHON = 77
 def quick(tmp_path: Path, build: Callable[..., Path]) -> Iterator[Launched]:
     old = os.umask(0o022)
     made = Launched(tmp_path, build(platform.machine()) / "pyoci")
+    # under a lax umask nothing is kept: neither archives nor snapshots, which would do without an interpreter as well
+    os.umask(0)
     try:
         yield made
     finally:

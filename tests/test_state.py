@@ -167,6 +167,10 @@ def test_a_state_comes_back(store: Store) -> None:
     state = State("c1", "/b", "/r", pid=7, annotations={"a": "é\udcff"}, cgroup_paths={"": "/x"}, listen=False)
     store.save(state)
     assert store.load().to_json() == state.to_json()
+    assert os.listdir(store.path) == ["creating.json"]
+    state.phase = "created"
+    store.save(state)
+    assert store.load().to_json() == state.to_json()
     assert os.stat(f"{store.path}/state.json").st_mode & 0o777 == 0o600
     assert os.listdir(store.path) == ["state.json"]
 
@@ -230,9 +234,9 @@ import sys; sys.path[:0] = {[p for p in sys.path if p]!r}
 from pyoci.errors import PyociError
 from pyoci.state import State, Store
 store = Store.create({str(mounted / "root")!r}, "c1")
-store.save(State("c1", "/before", "/r"))
+store.save(State("c1", "/before", "/r", phase="created"))
 try:
-    store.save(State("c1", "/b" * 200000, "/r"))
+    store.save(State("c1", "/b" * 200000, "/r", phase="created"))
 except PyociError as error:
     print(error)
 print(store.load().bundle, __import__("os").listdir(store.path))
@@ -311,7 +315,7 @@ for _ in range(50):
 
 
 def test_remove_takes_everything_and_the_state_last(base: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.save(State("c1", "/b", "/r"))
+    store.save(State("c1", "/b", "/r", phase="created"))
     for name in ("a", "z", ".hidden"):
         store.write(name, b"")
     gone: list[str] = []
@@ -426,6 +430,8 @@ def test_a_dead_creators_lock_is_gone(base: str, store: Store) -> None:
             time.sleep(0.01)
         assert status(store, State("c1", "/b", "/r")) == "creating"
         os.killpg(creator.pid, signal.SIGKILL)
+    while store.busy() and time.monotonic() < deadline:
+        time.sleep(0.01)  # until sleep is gone too, which holds the descriptor as well
     assert status(store, State("c1", "/b", "/r")) == "stopped"
 
 

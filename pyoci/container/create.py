@@ -63,7 +63,7 @@ def read_config(bundle: str) -> bytes:
         raise PyociError(f"{bundle}/{CONFIG}: {error.strerror}") from None
     try:
         pieces = []
-        while piece := posix.read(fd, 1 << 20):
+        while piece := posix.read(fd, 1 << 16):
             pieces.append(piece)
     except OSError as error:
         raise PyociError(f"{bundle}/{CONFIG}: {error.strerror}") from None

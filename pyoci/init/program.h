@@ -34,6 +34,7 @@ _Static_assert(sizeof(struct report) == 16, "report");
 #define MOVE (-3)
 #define FORK (-4)
 #define FLAG_FSLOG 1
+#define FLAG_CLOSE 2
 #define FAILED 1
 #define AT_BARRIER 2
 #define FORKED 3

@@ -1,0 +1,277 @@
+/*
+ * An interpreter that has started already.
+ *
+ * Two thirds of a short command are the interpreter's start and the import of fifty modules, and end in the same memory
+ * every time.  So this memory is kept: pyoci/snapshot.py starts an interpreter, lets it import everything and wait in
+ * read(2) for its command line, and writes down its mappings, its registers and nothing else.  Here they are mapped again,
+ * privately, page by page as they are touched; read(2) is made again, of a memfd with the command line in it; and the
+ * interpreter goes on as if it had been waiting for just that.
+ *
+ * What a process is besides its memory is this process's own: descriptors, directory, ids, limits, signals, its parent.
+ * What memory knows of the kernel is put right: addresses in the vdso, the thread's register, the end of the heap.
+ *
+ * A snapshot fits if kernel, package, interpreter and every file that was mapped are the same as when it was made.  It is
+ * as trustworthy as the package that it lies in, whose owners and modes have been judged by now.  It was tried before it
+ * was given its name.  If anything fails here, nothing is lost: the interpreter is started in the usual way, and that
+ * execve drops what was mapped.
+ *
+ * All sizes and addresses in the file are 64 bits; what is mapped from it is aligned to pages.
+ */
+
+#include "kernel.h"
+#include "snapshot.h"
+
+#if defined(__x86_64__)
+
+#define MAGIC "pyoci snapshot 1"
+#define HEAD 65536
+#define PROT_WRITE 2
+#define MAP_PRIVATE 2
+#define MAP_ANONYMOUS 0x20
+#define MAP_NORESERVE 0x4000
+#define MAP_FIXED_NOREPLACE 0x100000
+#define MFD_CLOEXEC 1
+#define ARCH_SET_FS 0x1002
+#define AT_SYSINFO_EHDR 33
+#define SIG_IGN 1
+#define NAME 65
+#define LATE 0x100 /* to be read-only when addresses in it have been put right */
+#define OF_SNAPSHOT (-1)
+#define OF_NOTHING (-2)
+#define MOST 1048000 /* bytes of command line and environment: what the waiting read(2) has room for */
+
+struct mapping {
+    unsigned long start, length, offset;
+    int protection, file; /* PROT_*, perhaps LATE; index of a file, or OF_* */
+};
+
+struct mapped_file {
+    char path[208];
+    unsigned long inode, size;
+    long seconds;
+    unsigned int nanoseconds, major, minor, spare;
+};
+
+struct head {
+    char magic[16];
+    char kernel[176];          /* release and version of uname(2), NAME bytes each */
+    unsigned long registers[17]; /* in the order of `load_registers` */
+    unsigned long thread;      /* base of fs */
+    unsigned long vdso, vdso_end;
+    unsigned long stack, stack_end, stack_offset, stack_used; /* where it may grow to; the last `stack_used` bytes */
+    unsigned long mappings, files, addresses; /* how many of each follow: struct mapping, struct mapped_file, unsigned long */
+};
+
+_Static_assert(sizeof(struct mapping) == 32 && sizeof(struct mapped_file) == 248 && sizeof(struct head) == 408, "snapshot.py");
+
+struct message { /* what the interpreter reads; the words follow, as they lie on the stack */
+    unsigned int arguments, variables, may_write;
+    int descriptor, connection;
+    unsigned int spare;
+    unsigned long ignored; /* bit N: signal N + 1 */
+};
+
+struct action { /* struct sigaction, the kernel's */
+    unsigned long handler, flags, restorer, mask;
+};
+
+_Static_assert(sizeof(struct message) == 32, "waiting.py");
+
+static union {
+    struct head head;
+    char bytes[HEAD];
+} snapshot;
+static unsigned long saved[17] __attribute__((used));
+
+/* Never returns: it goes on where the snapshot was taken, at a `syscall` instruction. */
+__attribute__((noreturn)) static void load_registers(void)
+{
+    __asm__ volatile("mov saved+0, %%r15\n mov saved+8, %%r14\n mov saved+16, %%r13\n mov saved+24, %%r12\n"
+                     "mov saved+32, %%rbp\n mov saved+40, %%rbx\n mov saved+64, %%r10\n mov saved+72, %%r9\n"
+                     "mov saved+80, %%r8\n mov saved+88, %%rax\n mov saved+96, %%rdx\n mov saved+104, %%rsi\n"
+                     "mov saved+112, %%rdi\n mov saved+128, %%rsp\n jmp *saved+120\n" ::: "memory");
+    __builtin_unreachable();
+}
+
+static long map(const struct mapping *m, long fd)
+{
+    long flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | (fd < 0 ? MAP_ANONYMOUS | MAP_NORESERVE : 0);
+
+    int protection = m->protection & LATE ? (m->protection & ~LATE) | PROT_WRITE : m->protection;
+
+    return kernel(MMAP, (long)m->start, (long)m->length, protection, flags, fd, (long)m->offset);
+}
+
+static int same_kernel(void)
+{
+    static char names[6 * NAME]; /* struct new_utsname: system, node, release, version, ... */
+    unsigned int i;
+
+    if (kernel(UNAME, (long)names, 0, 0, 0, 0, 0))
+        return 0;
+    for (i = 0; i < 2 * NAME; i++)
+        if (snapshot.head.kernel[i] != names[2 * NAME + i])
+            return 0;
+    return 1;
+}
+
+static long open_same(const struct mapped_file *file)
+{
+    struct status s;
+    long fd = kernel(OPENAT, HERE, (long)file->path, O_CLOEXEC, 0, 0, 0);
+
+    if (fd < 0)
+        return fd;
+    if (kernel(STATX, fd, (long)"", EMPTY_PATH, ASK, (long)&s, 0) || s.inode != file->inode || s.size != file->size ||
+        s.seconds != file->seconds || s.nanoseconds != file->nanoseconds || s.device[2] != file->major ||
+        s.device[3] != file->minor) {
+        kernel(CLOSE, fd, 0, 0, 0, 0, 0);
+        return -1;
+    }
+    return fd;
+}
+
+/* A descriptor from which the interpreter reads its command line; negative if it does not fit. */
+static long write_words(const struct words_for_python *words)
+{
+    struct message message = {0, 0, 0, 0, -1, 0, 0};
+    struct action action;
+    char *begin = words->argv[0], *end = begin;
+    long fd, i, written;
+    const char *digit;
+
+    for (i = 0; i < words->argc; i++)
+        end = words->argv[i] + length_of(words->argv[i]) + 1;
+    for (i = 0; words->environment[i]; i++)
+        end = words->environment[i] + length_of(words->environment[i]) + 1;
+    /* the kernel lays them out one behind the other (execve(2)); who calls us in another way goes the usual way */
+    for (i = 1; i < words->argc; i++)
+        if (words->argv[i] != words->argv[i - 1] + length_of(words->argv[i - 1]) + 1)
+            return -1;
+    message.arguments = (unsigned int)words->argc;
+    message.may_write = (unsigned int)words->may_write;
+    for (i = 0; words->environment[i]; i++) {
+        const char *before = i ? words->environment[i - 1] : words->argv[words->argc - 1];
+
+        if (words->environment[i] != before + length_of(before) + 1)
+            return -1;
+        message.variables++;
+    }
+    if (words->connection) {
+        message.connection = 0;
+        for (digit = words->connection; *digit; digit++)
+            if (*digit >= '0' && *digit <= '9')
+                message.connection = message.connection * 10 + *digit - '0';
+    }
+    for (i = 1; i <= 64; i++)
+        if (kernel(RT_SIGACTION, i, 0, (long)&action, 8, 0, 0) == 0 && action.handler == SIG_IGN)
+            message.ignored |= 1ul << (i - 1);
+    if (end - begin > MOST)
+        return -1;
+    fd = kernel(MEMFD_CREATE, (long)"pyoci", MFD_CLOEXEC, 0, 0, 0, 0);
+    if (fd < 0)
+        return fd;
+    message.descriptor = (int)fd;
+    written = kernel(WRITE, fd, (long)&message, sizeof(message), 0, 0, 0);
+    if (written == (long)sizeof(message))
+        written = kernel(WRITE, fd, (long)begin, end - begin, 0, 0, 0);
+    if (written != end - begin || kernel(LSEEK, fd, 0, 0, 0, 0, 0)) {
+        kernel(CLOSE, fd, 0, 0, 0, 0, 0);
+        return -1;
+    }
+    return fd;
+}
+
+/* Where the kernel put the vdso of this process: the auxiliary vector is behind the environment. */
+static unsigned long own_vdso(char **environment)
+{
+    unsigned long *entry;
+
+    while (*environment)
+        environment++;
+    for (entry = (unsigned long *)(environment + 1); entry[0]; entry += 2)
+        if (entry[0] == AT_SYSINFO_EHDR)
+            return entry[1];
+    return 0;
+}
+
+static int map_all(long fd, const struct mapping *mappings, const struct mapped_file *files, int *stale)
+{
+    const struct head *head = &snapshot.head;
+    struct mapping stack = {head->stack, head->stack_end - head->stack, 0, 3, OF_NOTHING};
+    unsigned long i, number;
+    long from;
+
+    for (number = 0; number < head->files; number++) {
+        from = open_same(&files[number]);
+        if (from < 0) {
+            *stale = 1;
+            return 0;
+        }
+        for (i = 0; i < head->mappings; i++)
+            if (mappings[i].file == (int)number && map(&mappings[i], from) != (long)mappings[i].start)
+                return 0;
+        kernel(CLOSE, from, 0, 0, 0, 0, 0);
+    }
+    for (i = 0; i < head->mappings; i++)
+        if (mappings[i].file < 0 &&
+            map(&mappings[i], mappings[i].file == OF_SNAPSHOT ? fd : -1) != (long)mappings[i].start)
+            return 0;
+    return map(&stack, -1) == (long)stack.start &&
+           kernel(PREAD64, fd, (long)(head->stack_end - head->stack_used), (long)head->stack_used,
+                  (long)head->stack_offset, 0, 0) == (long)head->stack_used;
+}
+
+int resume_snapshot(const struct words_for_python *words)
+{
+    const struct head *head = &snapshot.head;
+    const struct mapping *mappings = (const struct mapping *)(head + 1);
+    const struct mapped_file *files;
+    const unsigned long *addresses;
+    unsigned long i, vdso;
+    long fd = kernel(OPENAT, HERE, (long)words->path, O_NOFOLLOW | O_CLOEXEC, 0, 0, 0), input, length;
+    int stale = 0;
+
+    if (fd < 0)
+        return fd == -ENOENT;
+    length = kernel(READ, fd, (long)snapshot.bytes, HEAD, 0, 0, 0);
+    vdso = own_vdso(words->environment);
+    if (length == 0 || !vdso || head->mappings > 200 || head->files > 40 || head->addresses > 200) {
+        kernel(CLOSE, fd, 0, 0, 0, 0, 0);
+        return 0; /* an empty one says that there cannot be one */
+    }
+    if (length != HEAD || !starts(head->magic, MAGIC) || !same_kernel()) {
+        kernel(CLOSE, fd, 0, 0, 0, 0, 0);
+        return 1;
+    }
+    files = (const struct mapped_file *)(mappings + head->mappings);
+    addresses = (const unsigned long *)(files + head->files);
+    input = write_words(words);
+    if (input < 0 || !map_all(fd, mappings, files, &stale)) {
+        if (input >= 0)
+            kernel(CLOSE, input, 0, 0, 0, 0, 0);
+        kernel(CLOSE, fd, 0, 0, 0, 0, 0);
+        return stale;
+    }
+    kernel(CLOSE, fd, 0, 0, 0, 0, 0);
+    for (i = 0; i < head->addresses; i++)
+        *(volatile unsigned long *)addresses[i] += vdso - head->vdso;
+    for (i = 0; i < head->mappings; i++)
+        if (mappings[i].protection & LATE)
+            kernel(MPROTECT, (long)mappings[i].start, (long)mappings[i].length, mappings[i].protection & ~LATE, 0, 0, 0);
+    for (i = 0; i < 17; i++)
+        saved[i] = head->registers[i];
+    saved[14] = (unsigned long)input; /* rdi: the descriptor to read */
+    if (kernel(ARCH_PRCTL, ARCH_SET_FS, (long)head->thread, 0, 0, 0, 0) == 0)
+        load_registers();
+    return 0;
+}
+
+#else
+/* Not written for this architecture: its interpreters start as usual. */
+int resume_snapshot(const struct words_for_python *words)
+{
+    (void)words;
+    return 0;
+}
+#endif

@@ -1,0 +1,292 @@
+"""Interpreters that have started already: when a snapshot is taken, what it goes on with, and when it is not used."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from containers import HERE, Box, needed, until
+
+from pyoci import snapshot, waiting
+
+pytestmark = [
+    *needed,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="snapshots are for x86_64 only"),
+]
+STATE = ("state", "nobody")
+ANSWER = (1, "", "pyoci: container 'nobody': container does not exist\n")
+NO_PYTHON = 77
+
+
+class Kept(Box):
+    """Containers made with a launcher of their own.  `python(False)` takes the interpreter away, which ends with 77."""
+
+    def __init__(self, folder: Path, launcher: Path) -> None:
+        super().__init__(folder)
+        self.prefix = folder / "env"
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        self.package = self.prefix / "lib" / version / "site-packages" / "pyoci"
+        ignored = shutil.ignore_patterns("*.archive", "*.snapshot")
+        shutil.copytree(HERE, self.package, ignore=ignored)
+        (self.prefix / "bin").mkdir()
+        self.launcher = self.prefix / "bin" / "pyoci"
+        shutil.copy(launcher, self.launcher)
+        (folder / "none").mkdir()
+        (folder / "none" / version).write_text(f"#!/bin/sh\nexit {NO_PYTHON}\n")
+        (folder / "none" / version).chmod(0o755)
+        self.python(True)
+
+    def python(self, there: bool) -> None:
+        base = Path(getattr(sys, "_base_executable", sys.executable)).resolve().parent
+        (self.prefix / "pyvenv.cfg").write_text(f"home = {base if there else self.folder / 'none'}\n")
+
+    def command(self, *args: str) -> list[str]:
+        return [str(self.launcher), "--root", str(self.states), *args]
+
+    def take(self) -> Path:
+        """The snapshot, after a command that takes it."""
+        assert self.answer() == ANSWER
+        (path,) = (self.package / "__pycache__").glob("*.snapshot")
+        assert path.stat().st_size > 1 << 20, "no snapshot on this machine: see pyoci --debug state nobody"
+        assert path.stat().st_mode & 0o777 == 0o600
+        return path
+
+    def answer(self, *args: str, **more: Any) -> tuple[int, str, str]:
+        done = self(*(args or STATE), **more)
+        return done.returncode, done.stdout, done.stderr
+
+    def resumes(self) -> bool:
+        """Whether a command needs no interpreter to be started."""
+        self.python(False)
+        done = self(*STATE)
+        self.python(True)
+        assert done.returncode in (1, NO_PYTHON), done
+        return done.returncode == 1
+
+
+@pytest.fixture
+def kept(tmp_path: Path, build: Callable[..., Path]) -> Iterator[Kept]:
+    old = os.umask(0o022)
+    made = Kept(tmp_path, build(platform.machine()) / "pyoci")
+    try:
+        yield made
+    finally:
+        made.python(True)
+        made.close()
+        os.umask(old)
+
+
+def test_taken_by_the_first_command_and_resumed_by_the_next(kept: Kept) -> None:
+    assert not kept.resumes()
+    path = kept.take()
+    before = path.stat()
+    assert kept.resumes()
+    assert kept.answer() == ANSWER
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert [entry.suffix for entry in path.parent.glob("*.snapshot*")] == [".snapshot"]
+
+
+def test_a_life_without_an_interpreter(kept: Kept) -> None:
+    kept.take()
+    kept.python(False)
+    kept.start("echo ran >/tmp/out; sleep 100")
+    assert kept.output() == "ran\n"
+    assert kept.exec("cat", input="passed on") == "passed on"
+    done = kept("exec", kept.id, "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
+    kept.ok("kill", kept.id, "KILL")
+    until(lambda: kept.status() == "stopped")
+    kept.ok("delete", kept.id)
+    kept.gone()
+    kept.id = kept.new_id()
+    assert kept.run("echo $$ $(hostname)") == "1 pyoci\n"
+    assert "no-such-program" in kept.refused_with(["no-such-program"])
+
+
+def test_the_environment_is_this_commands() -> None:
+    """Python's, and the C library's as soon as anybody can ask it; but for what decides which code is loaded."""
+    program = """
+import posix, sys
+from pyoci.__main__ import CompiledFinder
+from pyoci import waiting
+sys.meta_path.insert(0, CompiledFinder)
+given = [b"SOME=thing=with=signs", b"EMPTY=", b"LD_PRELOAD=/evil", b"GLIBC_TUNABLES=x", b"odd", b"=C:"]
+waiting._take_environment(given)
+print(sorted(posix.environ.items()))
+import subprocess
+print(sorted(line for line in subprocess.check_output(["/usr/bin/env"]).split() if not line.startswith(b"PYTHON")))
+"""
+    words = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\n{program}"]
+    done = subprocess.run(words, env={}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "[(b'EMPTY', b''), (b'SOME', b'thing=with=signs')]",
+        "[b'EMPTY=', b'SOME=thing=with=signs']",
+    ]
+
+
+def test_arguments_and_directory_are_this_commands(kept: Kept) -> None:
+    kept.take()
+    kept.python(False)
+    # relative paths are relative to this command's directory
+    kept.process["args"] = ["pwd"]
+    kept.write()
+    done = subprocess.run(
+        [str(kept.launcher), "--root", "../states", "run", kept.id],
+        cwd=kept.bundle, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == ("/\n", "", 0)
+    assert "invalid container ID format" in kept.fails("state", "é/\udcff")
+
+
+def test_signals_that_the_caller_ignores_stay_ignored(kept: Kept) -> None:
+    kept.take()
+    kept.python(False)
+
+    def ignored() -> str:
+        """SigIgn of a hook, which inherits what the runtime was given."""
+        hook = {"path": "/bin/sh", "args": ["sh", "-c", f"grep SigIgn /proc/self/status >{kept.folder}/signals"]}
+        kept.config["hooks"] = {"prestart": [hook]}
+        kept.run("true")
+        return (kept.folder / "signals").read_text().split()[1]
+
+    resumed = ignored()
+    kept.python(True)
+    (kept.package / "__pycache__").rename(kept.folder / "away")
+    assert resumed == ignored()
+
+
+def test_interrupted(kept: Kept) -> None:
+    """SIGINT is passed on to the container, and is the usual exception elsewhere."""
+    kept.take()
+    kept.python(False)
+    kept.process["args"] = ["sh", "-c", "trap 'exit 5' INT; echo up; while :; do sleep 0.05; done"]
+    kept.write()
+    words = kept.command("run", "--bundle", str(kept.bundle), kept.id)
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "up\n"
+    child.send_signal(signal.SIGINT)
+    assert child.wait(30) == 5
+    child.stdout.close()
+
+
+def test_more_words_than_there_is_room_for(kept: Kept) -> None:
+    kept.take()
+    many = ["x" * 100_000] * 12
+    kept.start()
+    assert kept.exec("sh", "-c", "echo $# ${#9}", *many) == "11 100000\n"
+    kept.python(False)
+    assert kept("exec", kept.id, "echo", *many).returncode == NO_PYTHON
+
+
+@pytest.mark.parametrize("change", ["kernel", "file", "magic", "short"])
+def test_what_does_not_fit_is_taken_anew(kept: Kept, change: str) -> None:
+    path = kept.take()
+    good = path.read_bytes()
+    data = bytearray(good)
+    if change == "kernel":
+        data[20] ^= 1
+    elif change == "file":
+        at = data.index(b"/libc.so.6")
+        data[at - at % 8 :].index(b"\0")
+        fields = snapshot.FILE.size
+        mappings, files, _ = (int.from_bytes(data[snapshot.START.size - 24 + 8 * i :][:8], "little") for i in range(3))
+        first = snapshot.START.size + mappings * snapshot.MAPPING.size
+        assert files > 1
+        data[first + fields + 208] ^= 1  # the inode of the second
+    elif change == "magic":
+        data[0] ^= 1
+    else:
+        del data[1000:]
+    path.write_bytes(data)
+    assert not kept.resumes()
+    assert kept.answer() == ANSWER
+    assert path.read_bytes()[:200] == good[:200]
+    assert kept.resumes()
+
+
+def test_that_there_cannot_be_one_is_remembered(kept: Kept) -> None:
+    path = kept.take()
+    path.write_bytes(b"")
+    assert kept.answer() == ANSWER
+    assert path.stat().st_size == 0
+    assert not kept.resumes()
+
+
+def test_a_new_package_has_a_new_one(kept: Kept) -> None:
+    old = kept.take()
+    source = kept.package / "commands" / "state.py"
+    other = "def run(*rest: object) -> int:\n    return 42\n\n\ndef old("
+    source.write_text(source.read_text().replace("def run(", other))
+    assert kept.answer() == (42, "", "")
+    assert not old.exists()
+    assert kept.answer() == (42, "", "")
+    # one that fails its trial is not used
+    (path,) = (kept.package / "__pycache__").glob("*.snapshot")
+    assert path.stat().st_size == 0
+
+
+def test_nothing_is_written_under_a_lax_umask(kept: Kept) -> None:
+    assert kept.answer(umask=0) == ANSWER
+    assert list((kept.package / "__pycache__").glob("*.snapshot*")) == []
+
+
+def test_others_cannot_read_it_and_go_the_usual_way(build: Callable[..., Path]) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="pyoci-snapshot-"))
+    folder.chmod(0o755)
+    try:
+        kept = Kept(folder, build(platform.machine()) / "pyoci")
+        kept.take()
+        words = ["setpriv", "--reuid", "12345", "--clear-groups", str(kept.launcher), "--root", "/nonexistent", *STATE]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == ANSWER
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_many_at_once(kept: Kept) -> None:
+    many = [subprocess.Popen(kept.command(*STATE), stderr=subprocess.DEVNULL) for _ in range(6)]
+    assert [child.wait(120) for child in many] == [1] * 6
+    kept.take()
+    assert kept.resumes()
+    many = [subprocess.Popen(kept.command(*STATE), stderr=subprocess.DEVNULL) for _ in range(20)]
+    assert [child.wait(120) for child in many] == [1] * 20
+
+
+def test_every_process_has_its_own_addresses_for_the_kernels_code(kept: Kept) -> None:
+    """The vdso is elsewhere each time: a process that went on with the old address would end at its first clock."""
+    kept.take()
+    kept.python(False)
+    for _ in range(30):
+        assert kept.answer() == ANSWER
+    kept.start()
+    created = {kept.state()["created"]}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", created.pop())
+
+
+# ---- pieces
+
+
+def test_runs_of_zeros() -> None:
+    full, none = b"x" * snapshot.PAGE, bytes(snapshot.PAGE)
+    few, many = none * (snapshot.SHORTEST - 1), none * snapshot.SHORTEST
+    assert list(snapshot.runs(full + few + full)) == [(0, snapshot.SHORTEST + 1, False)]
+    assert list(snapshot.runs(full + many + full)) == [(0, 1, False), (1, 8, True), (9, 1, False)]
+    assert list(snapshot.runs(few + full + many)) == [(0, 8, False), (8, 8, True)]
+    assert list(snapshot.runs(b"")) == []
+
+
+def test_layouts_are_those_of_the_launcher(root: Path) -> None:
+    text = (root / "launcher" / "snapshot.c").read_text()
+    sizes = [int(word) for word in re.findall(r"sizeof\(struct \w+\) == (\d+)", text)]
+    assert sizes == [snapshot.MAPPING.size, snapshot.FILE.size, snapshot.START.size, waiting.MESSAGE.size]
+    assert f"#define HEAD {snapshot.HEAD}\n" in text and f"#define LATE {snapshot.LATE:#x} " in text
