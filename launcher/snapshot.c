@@ -38,7 +38,7 @@
 #define LATE 0x100 /* to be read-only when addresses in it have been put right */
 #define OF_SNAPSHOT (-1)
 #define OF_NOTHING (-2)
-#define MOST 1048000 /* bytes of command line and environment: what the waiting read(2) has room for */
+#define MOST 65000 /* bytes of command line and environment: what the waiting read(2) has room for */
 
 struct mapping {
     unsigned long start, length, offset;

@@ -28,17 +28,24 @@ DESCRIPTOR = 4  # kind of the message that carries the terminal's master
 HIGH = 1
 
 
+_template = b""
+
+
 def template() -> bytes:
-    """init's ELF headers and text: the first page of the installed file."""
+    """init's ELF headers and text: the first page of the installed file, read once (a snapshot has read it)."""
+    global _template  # noqa: PLW0603
+    if _template:
+        return _template
     try:
         fd = posix.open(INIT_ELF, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError as error:
         message = f"{INIT_ELF}: {error.strerror}; install pyoci, or build it in place with ./check native"
         raise PyociError(message) from None
     try:
-        return posix.read(fd, TEXT)
+        _template = posix.read(fd, TEXT)
     finally:
         posix.close(fd)
+    return _template
 
 
 def seal(image: bytes, kernel: tuple[int, int]) -> int:

@@ -15,6 +15,7 @@ register.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -324,8 +325,13 @@ def make(path: Path) -> None:
     trial = path.with_name(path.name + os.fsdecode(TRIAL))
     lock = path.with_name(path.name + ".lock")
     try:
-        os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
         return  # somebody else is at it
     try:
         trial.write_bytes(b"")
@@ -346,3 +352,4 @@ def make(path: Path) -> None:
         trial.unlink(missing_ok=True)
     finally:
         lock.unlink(missing_ok=True)
+        os.close(fd)

@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 PATHS = [path for path in sys.path if path]
 # `pyoci run` in little: the rest of the arguments is a program, on a terminal of its own if the first says so.
 ATTEND = f"""
-import os, pty, sys; sys.path[:0] = {PATHS!r}
-from pyoci.console import attend
+import os, pty, signal, sys; sys.path[:0] = {PATHS!r}
+from pyoci.console import attend, hold_signals
+# as `run` does before its container can say anything: signals that come before the handlers wait for them
+hold_signals()
 if sys.argv[1] == "tty":
     pid, master = pty.fork()
 else:
     pid, master = os.fork(), None
 if pid == 0:
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if master is None:
         os.setsid()
     os.execvp(sys.argv[2], sys.argv[2:])

@@ -37,7 +37,7 @@ def killed(box: Box, pen: Path, delay: float, *words: str) -> None:
     child = subprocess.Popen(
         ["/bin/sh", "-c", script, "sh", *box.command(*words)], stdin=null, stdout=null, stderr=null
     )
-    until(lambda: b"pyoci.__main__" in Path(f"/proc/{child.pid}/cmdline").read_bytes() or child.poll() is not None)
+    until(lambda: not Path(f"/proc/{child.pid}/cmdline").read_bytes().startswith(b"/bin/sh") or child.poll() is not None)
     time.sleep(delay)
     child.send_signal(signal.SIGKILL)
     child.wait(LIMIT)

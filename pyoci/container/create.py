@@ -230,11 +230,6 @@ class Creation:
         self.state.cgroup_created = intended
         store.save(self.state)
         self.state.cgroup_created = []
-        store.write(CONFIG, blueprint.data)
-        if self.state.listen:
-            from pyoci.container.replay import remember
-
-            remember(store, blueprint)
         ops = plan.ops
         first = leading(ops)
         session = self.session = Session(
@@ -267,6 +262,12 @@ class Creation:
             # relative names in mount data (an overlay's lowerdir) are relative to the bundle
             posix.chdir(blueprint.bundle)
             session.spawn(blueprint.host.kernel, plan.fds, given)
+            # later commands want these; init is at work meanwhile
+            store.write(CONFIG, blueprint.data)
+            if self.state.listen:
+                from pyoci.container.replay import remember
+
+                remember(store, blueprint)
         finally:
             if listener is not None:
                 listener.close()
