@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # arguments, variables of the environment, whether byte code may be written, the descriptor that is read, the connection
 # to init that the launcher made (-1: none), nothing, bits of the signals that are ignored
 MESSAGE = Struct("<IIIiiIQ")
-# Bytes that are read at most; the launcher looks that it is enough.  No more than malloc(3) has at hand: larger blocks are
-# new pages.
+# Bytes that are read at most; the launcher looks that it is enough.  No more than malloc(3) has at hand: larger blocks
+# are new pages.
 SIZE = 1 << 16
 TRIAL = b".trial"  # how the name ends under which a new snapshot is tried
 # What the interpreter ignores for itself when it starts.

@@ -37,7 +37,8 @@ def killed(box: Box, pen: Path, delay: float, *words: str) -> None:
     child = subprocess.Popen(
         ["/bin/sh", "-c", script, "sh", *box.command(*words)], stdin=null, stdout=null, stderr=null
     )
-    until(lambda: not Path(f"/proc/{child.pid}/cmdline").read_bytes().startswith(b"/bin/sh") or child.poll() is not None)
+    words_of = Path(f"/proc/{child.pid}/cmdline")
+    until(lambda: not words_of.read_bytes().startswith(b"/bin/sh") or child.poll() is not None)
     time.sleep(delay)
     child.send_signal(signal.SIGKILL)
     child.wait(LIMIT)

@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -102,8 +103,8 @@ def test_nothing_of_ours_is_open(running: Box) -> None:
     script = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.execv(sys.argv[2], sys.argv[2:])"
     words = running.command("exec", "--preserve-fds", "1", running.id, "sh", "-c", "echo kept >&3; ls /proc/self/fd")
     done = subprocess.run(
-        [words[0], "-c", script, str(writer), *words], pass_fds=(writer,), timeout=LIMIT, stdin=subprocess.DEVNULL,
-        check=True, capture_output=True, text=True,
+        [sys.executable, "-c", script, str(writer), *words], pass_fds=(writer,), timeout=LIMIT,
+        stdin=subprocess.DEVNULL, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert os.read(reader, 10) == b"kept\n"
     assert done.stdout.split() == ["0", "1", "2", "3", "4"]

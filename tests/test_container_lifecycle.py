@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -225,7 +226,7 @@ def test_preserved_descriptors_and_no_others(box: Box) -> None:
     for options, expected in (([], "0 1 2 3"), (["--preserve-fds", "1"], "0 1 2 3 4")):
         words = box.command("run", *options, "--bundle", str(box.bundle), box.id)
         done = subprocess.run(
-            [words[0], "-c", script, str(theirs), str(leaked), *words],
+            [sys.executable, "-c", script, str(theirs), str(leaked), *words],
             capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL, pass_fds=(theirs, leaked),
             check=False,
         )  # fmt: skip

@@ -749,9 +749,17 @@ def test_runtime_that_is_killed(bundle: Bundle, kind: str) -> None:
         [*COMMAND, "--root", str(bundle.states), "run", name],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=bundle.folder,
     )  # fmt: skip
-    state = bundle.states / name / "state.json"
-    until(lambda: state.exists() and json.loads(state.read_text())["pid"] > 0)
-    init = json.loads(state.read_text())["pid"]
+
+    def known() -> int:
+        for file in (bundle.states / name / "state.json", bundle.states / name / "creating.json"):
+            try:
+                return int(json.loads(file.read_text())["pid"])
+            except FileNotFoundError:
+                pass
+        return 0
+
+    until(lambda: known() > 0)
+    init = known()
     time.sleep(0.1)
     runtime.send_signal(signal.SIGKILL)
     runtime.wait()
