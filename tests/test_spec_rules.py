@@ -135,6 +135,14 @@ def mapping(container: int, host: int, size: int) -> dict[str, int]:
     return {"containerID": container, "hostID": host, "size": size}
 
 
+def changes(*pairs: tuple[str, object]) -> tuple[tuple[str, object], ...]:
+    return pairs
+
+
+def other(**more: object) -> dict[str, object]:
+    return {"policy": "SCHED_OTHER", **more}
+
+
 # (pointer of the problem, part of its message, changes); without changes other than a value: (pointer, part, value)
 BAD: list[tuple[str, str, object]] = [
     *[("/ociVersion", f'"{text}" is not a SemVer', text)
@@ -326,17 +334,42 @@ BAD: list[tuple[str, str, object]] = [
     ("/linux/seccomp/syscalls/1/args/0/index", "from 0 to 5", 6),
     ("/linux/seccomp/syscalls/1/args/0/op", "is not one of SCMP_CMP_NE", "EQ"),
     ("/linux/seccomp/syscalls/1/args/0/value", "is required", MISSING),
+    ("/process/scheduler/policy", "is required", changes(("/process/scheduler", {}))),
+    ("/process/scheduler/policy", "is not one of SCHED_OTHER", changes(("/process/scheduler", {"policy": "OTHER"}))),
+    ("/process/scheduler/nice", "must be an integer", changes(("/process/scheduler", other(nice="low")))),
+    ("/process/scheduler/nice", "from -20 to 19", changes(("/process/scheduler", other(nice=20)))),
+    ("/process/scheduler/runtime", "from 0 to", changes(("/process/scheduler", other(runtime=-1)))),
+    ("/process/scheduler/period", "only SCHED_DEADLINE", changes(("/process/scheduler", other(period=1)))),
+    ("/process/scheduler/priority", "must be 0 or absent", changes(("/process/scheduler", other(priority=1)))),
+    ("/process/scheduler/priority", "is required", changes(("/process/scheduler", {"policy": "SCHED_FIFO"}))),
+    ("/process/scheduler/priority", "from 1 to 99", changes(
+        ("/process/scheduler", {"policy": "SCHED_RR", "priority": 100}))),
+    ("/process/scheduler/flags/0", "is not one of SCHED_FLAG_", changes(("/process/scheduler", other(flags=["X"])))),
+    ("/process/ioPriority/priority", "is required", changes(("/process/ioPriority", {"class": "IOPRIO_CLASS_BE"}))),
+    ("/process/ioPriority/priority", "from 0 to 7", changes(
+        ("/process/ioPriority", {"class": "IOPRIO_CLASS_BE", "priority": 8}))),
+    ("/process/ioPriority/class", "is not one of IOPRIO_CLASS_RT", changes(
+        ("/process/ioPriority", {"class": "BE", "priority": 0}))),
+    ("/process/execCPUAffinity/initial", "must be a string", changes(("/process/execCPUAffinity", {"initial": 5}))),
+    ("/process/execCPUAffinity/final", "ends before it begins", changes(("/process/execCPUAffinity", {"final": "3-1"}))),
+    ("/linux/personality/domain", "is required", changes(("/linux/personality", {}))),
+    ("/linux/personality/domain", "is not one of LINUX, LINUX32", changes(("/linux/personality", {"domain": "BSD"}))),
+    ("/linux/personality/flags", "must be empty", changes(
+        ("/linux/personality", {"domain": "LINUX", "flags": ["x"]}))),
+    ("/linux/memoryPolicy/mode", "is required", changes(("/linux/memoryPolicy", {"nodes": "0"}))),
+    ("/linux/memoryPolicy/mode", "is not one of MPOL_DEFAULT", changes(("/linux/memoryPolicy", {"mode": "BIND"}))),
+    ("/linux/memoryPolicy/flags/0", "is not one of MPOL_F_", changes(
+        ("/linux/memoryPolicy", {"mode": "MPOL_BIND", "flags": ["x"]}))),
+    ("/linux/memoryPolicy/nodes", "is more than 1023", changes(
+        ("/linux/memoryPolicy", {"mode": "MPOL_BIND", "nodes": "0,5000"}))),
+    ("/linux/memoryPolicy/nodes", "neither a number nor a range", changes(
+        ("/linux/memoryPolicy", {"mode": "MPOL_BIND", "nodes": "all"}))),
 ]  # fmt: skip
 
 UNSUPPORTED: list[tuple[str, object]] = [
     ("/process/apparmorProfile", "containers-default"),
     ("/process/selinuxLabel", "system_u:system_r:container_t:s0"),
-    ("/process/scheduler", {"policy": "SCHED_BATCH", "nice": -20}),
-    ("/process/ioPriority", {"class": "IOPRIO_CLASS_IDLE", "priority": 0}),
-    ("/process/execCPUAffinity", {"initial": "0"}),
     ("/linux/mountLabel", "system_u:object_r:container_file_t:s0"),
-    ("/linux/personality", {"domain": "LINUX32"}),
-    ("/linux/memoryPolicy", {"mode": "MPOL_LOCAL"}),
     ("/linux/intelRdt", {}),
     ("/linux/netDevices", {"eth0": {}}),
     ("/linux/resources/network", {"classID": 1}),
@@ -387,14 +420,6 @@ def test_unsupported_rows_are_all_tested() -> None:
 @pytest.mark.parametrize(
     ("pointer", "value"),
     [
-        ("/process/scheduler", {}),
-        ("/process/scheduler", {"policy": "SCHED_OTHER", "nice": "low"}),
-        ("/process/scheduler", {"policy": "SCHED_OTHER", "runtime": -1}),
-        ("/process/ioPriority", {"class": "IOPRIO_CLASS_IDLE"}),
-        ("/process/ioPriority", {"class": "IOPRIO_CLASS_IDLE", "priority": 8}),
-        ("/process/execCPUAffinity", {"initial": 5}),
-        ("/linux/personality", {}),
-        ("/linux/memoryPolicy", {"nodes": "0"}),
         ("/linux/intelRdt", {"closID": 5}),
         ("/linux/netDevices", {"eth0": {"name": 1}}),
         ("/linux/netDevices", {"eth0": "eth1"}),

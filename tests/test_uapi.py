@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pyoci.kernel import errnos, flags, seccomp, syscalls
+from pyoci.kernel import errnos, flags, scheduling, seccomp, syscalls
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.layouts import LAYOUTS
 
@@ -28,7 +28,8 @@ HEADERS = {
         "asm/errno.h", "asm/fcntl.h", "asm/ioctls.h", "asm/signal.h", "asm/socket.h", "asm/termios.h", "asm/unistd.h",
         "linux/bpf.h", "linux/capability.h", "linux/close_range.h", "linux/fcntl.h", "linux/filter.h", "linux/keyctl.h",
         "linux/magic.h", "linux/mount.h", "linux/nsfs.h", "linux/openat2.h", "linux/prctl.h", "linux/resource.h",
-        "linux/sched.h", "linux/seccomp.h", "linux/securebits.h", "linux/sockios.h", "linux/stat.h", "linux/uio.h",
+        "linux/ioprio.h", "linux/mempolicy.h", "linux/personality.h", "linux/sched.h", "linux/sched/types.h",
+        "linux/seccomp.h", "linux/securebits.h", "linux/sockios.h", "linux/stat.h", "linux/uio.h",
         "linux/wait.h",
     ),
     "libc": (
@@ -44,11 +45,15 @@ ENUMERATORS = {
         "FSCONFIG_SET_PATH_EMPTY", "FSCONFIG_SET_FD", "FSCONFIG_CMD_CREATE", "FSCONFIG_CMD_RECONFIGURE",
         "BPF_PROG_LOAD", "BPF_PROG_ATTACH", "BPF_PROG_DETACH", "BPF_PROG_QUERY", "BPF_PROG_GET_FD_BY_ID",
         "BPF_PROG_TYPE_CGROUP_DEVICE", "BPF_CGROUP_DEVICE",
+        "IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE", "IOPRIO_WHO_PROCESS", "PER_LINUX", "PER_LINUX32",
+        "MPOL_DEFAULT", "MPOL_PREFERRED", "MPOL_BIND", "MPOL_INTERLEAVE", "MPOL_LOCAL", "MPOL_PREFERRED_MANY",
     },
     "libc": {"SOCK_DGRAM", "SOCK_STREAM", "SOCK_SEQPACKET", "SOCK_CLOEXEC", "SCM_RIGHTS"},
 }  # fmt: skip
 # Names newer than the headers of Debian 12 (Linux 6.1): value, and the release that has it.
 NEWER: dict[str, tuple[int, str]] = {
+    "MPOL_WEIGHTED_INTERLEAVE": (6, "6.9"),
+    "SCHED_ISO": (4, "reserved by the kernel"),
     "FSCONFIG_CMD_CREATE_EXCL": (8, "6.6"),
     "MFD_EXEC": (0x10, "6.3"),
 }
@@ -117,6 +122,20 @@ def constants(arch: str) -> dict[str, int]:
     found.update(seccomp.FLAGS)
     found.update(("SECCOMP_RET_" + name.removeprefix("SCMP_ACT_"), value) for name, value in seccomp.ACTIONS.items())
     found["SECCOMP_RET_USER_NOTIF"] = found.pop("SECCOMP_RET_NOTIFY")
+    for table in (
+        scheduling.POLICIES,
+        scheduling.SCHED_FLAGS,
+        scheduling.IOPRIO_CLASSES,
+        scheduling.MEMORY_MODES,
+        scheduling.MEMORY_FLAGS,
+    ):
+        found.update(table)
+    # policies have the names of the specification: the kernel's first is SCHED_NORMAL
+    found["SCHED_NORMAL"] = found.pop("SCHED_OTHER")
+    found.update(("PER_" + name, value) for name, value in scheduling.PERSONALITIES.items())
+    found["IOPRIO_CLASS_SHIFT"] = scheduling.IOPRIO_CLASS_SHIFT
+    found["IOPRIO_WHO_PROCESS"] = scheduling.IOPRIO_WHO_PROCESS
+    found["SCHED_ATTR_SIZE_VER1"] = scheduling.SCHED_ATTR_SIZE
     found["BPF_MAXINSNS"] = seccomp.BPF_MAXINSNS
     found.update(("__NR_" + name, number) for name, number in syscalls.numbers(arch).items())
     return {ALIASES.get(name, name): value for name, value in found.items()}

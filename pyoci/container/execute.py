@@ -146,7 +146,7 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
         flags = filter_flags(seccomp.flags)
         assets["seccomp"] = cached(options.root, seccomp, host.arch)
     console = "console" if options.console_socket else None
-    ops = plan_exec(process, host, target_of(state), flags, console, options.preserve_fds)
+    ops = plan_exec(process, host, target_of(state), flags, console, options.preserve_fds, spec.linux)
     fds = descriptors(options.preserve_fds)
     pid_file = absolute(options.pid_file) if options.pid_file else ""
 

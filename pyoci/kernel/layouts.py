@@ -34,6 +34,19 @@ LAYOUTS: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {
         },
     ),
     "rlimit64": (16, {"rlim_cur": (0, 8), "rlim_max": (8, 8)}),
+    "sched_attr": (
+        56,
+        {
+            "size": (0, 4),
+            "sched_policy": (4, 4),
+            "sched_flags": (8, 8),
+            "sched_nice": (16, 4),
+            "sched_priority": (20, 4),
+            "sched_runtime": (24, 8),
+            "sched_deadline": (32, 8),
+            "sched_period": (40, 8),
+        },
+    ),
     "iovec": (16, {"iov_base": (0, 8), "iov_len": (8, 8)}),
     "msghdr": (
         56,

@@ -18,7 +18,7 @@ from pyoci.kernel.seccomp import filter_flags
 from pyoci.plan import devices, mounts
 from pyoci.plan import namespaces as ns
 from pyoci.plan.cgroups import plan_cgroups
-from pyoci.plan.entry import LIFECYCLE, NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
+from pyoci.plan.entry import LIFECYCLE, NAME, TERMINAL_MESSAGE, default_signals, every_processor, granted_capabilities, shed
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
 from pyoci.plan.paths import HANDLE, close, make_directories, openat2
 from pyoci.plan.process import plan_process
@@ -138,6 +138,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     # -- the container's first process
     ops += ns.id_maps(spec.linux, host, names)
     ops += cgroups.enter
+    ops.append(every_processor("config-linux.md#cpu"))
     ops += ns.become_root(names)
     if not hidden:
         ops.append(Op("prctl", (k.PR_SET_DUMPABLE, 0, 0, 0, 0), LIFECYCLE))
@@ -358,6 +359,10 @@ def _process(
             () if process.terminal else host.stdio_pipes,
             not (user_namespace and ns.denies_setgroups(spec.linux, host)),
         )
+        if spec.linux.personality or spec.linux.memory_policy:
+            from pyoci.plan.tuning import of_container
+
+            ops += of_container(spec.linux)
         ops += plan.prepare
         begin = plan.begin
     # nothing of the host's is open past this point, whoever reads /proc/PID/fd

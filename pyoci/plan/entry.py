@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from errno import EINVAL, EPERM
+
 from pyoci.kernel import flags as k
-from pyoci.plan.ops import Op, Struct
+from pyoci.plan.ops import Blob, Op, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +31,14 @@ def shed(preserve_fds: int, origin: str = LIFECYCLE) -> list[Op]:
 def default_signals(origin: str = LIFECYCLE) -> list[Op]:
     """The two signals that the C library keeps for itself, and so cannot reset for us when the caller ignores them."""
     return [Op("rt_sigaction", (number, Struct("sigaction"), 0, 8), origin) for number in (32, 33)]
+
+
+EVERY_PROCESSOR = Blob(b"\xff" * 128, "every processor")
+
+
+def every_processor(origin: str) -> Op:
+    """All that the cgroup's cpuset has: what the caller is pinned to says nothing about the container."""
+    return Op("sched_setaffinity", (0, 128, EVERY_PROCESSOR), origin, tolerate=(EINVAL, EPERM))
 
 
 def granted_capabilities(host: Host, user_namespace: bool) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from errno import EINVAL, ENOSYS, EPERM
 
 from pyoci.kernel import flags as k
-from pyoci.plan.entry import NAME, TERMINAL_MESSAGE, default_signals, granted_capabilities, shed
+from pyoci.plan.entry import NAME, TERMINAL_MESSAGE, default_signals, every_processor, granted_capabilities, shed
 from pyoci.plan.ops import RUNTIME, Op, Ref, Struct, Vector
 from pyoci.plan.paths import HANDLE, close
 from pyoci.plan.process import ARGS, plan_process
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pyoci.hooks import AnyHook
     from pyoci.host import Host
-    from pyoci.spec.types import Process
+    from pyoci.spec.types import Linux, Process
 
 EXEC = "exec"
 
@@ -116,12 +116,32 @@ def _begin(preserve_fds: int, origin: str) -> list[Op]:
     ]
 
 
-def plan_exec(
-    process: Process, host: Host, target: Target, seccomp_flags: int | None, console: str | None, preserve_fds: int
+def plan_exec(  # noqa: PLR0913 - the inputs are these
+    process: Process,
+    host: Host,
+    target: Target,
+    seccomp_flags: int | None,
+    console: str | None,
+    preserve_fds: int,
+    linux: Linux | None = None,
 ) -> list[Op]:
-    """Ops of `exec`: the same process preparation as create's, in the container."""
+    """Ops of `exec`: the same process preparation as create's, in the container; `linux` is the container's."""
     ops = _begin(preserve_fds, EXEC)
+    affinity = process.exec_cpu_affinity or {}
+    if affinity:
+        from pyoci.plan import tuning
+
+        if affinity.get("initial"):
+            ops.append(tuning.affinity(str(affinity["initial"]), "/process/execCPUAffinity/initial"))
     ops += enter(target, EXEC, "mount" not in target.namespaces)
+    if not affinity:
+        ops.append(every_processor(EXEC))
+    if affinity.get("final"):
+        ops.append(tuning.affinity(str(affinity["final"]), "/process/execCPUAffinity/final"))
+    if linux is not None and (linux.personality or linux.memory_policy):
+        from pyoci.plan.tuning import of_container
+
+        ops += of_container(linux)
     if process.terminal:
         from pyoci.plan import devices
 

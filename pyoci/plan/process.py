@@ -2,7 +2,7 @@
 
 The order is the security design and is the same for `create` and `exec`:
 
-    rlimits < bounding set < setgroups < setresgid < setresuid < capset < ambient set < no_new_privs     when preparing
+    rlimits, scheduler < bounding set < setgroups < setresgid < setresuid < capset < ambient set < no_new_privs     when preparing
     seccomp (< capset, where the filter needs CAP_SYS_ADMIN) < execve                                    when starting
 """
 
@@ -135,6 +135,10 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
         )
         for index, limit in enumerate(process.rlimits)
     ]
+    if process.scheduler or process.io_priority:
+        from pyoci.plan.tuning import of_process
+
+        prepare += of_process(process)
     prepare += _cwd_before(process.cwd)
     dropped = granted & ~sets.bounding
     origin = f"{CAPS}/bounding" if process.capabilities and process.capabilities.bounding else CAPS_CLAUSE

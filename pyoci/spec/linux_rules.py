@@ -239,7 +239,18 @@ def seccomp(spec: Spec, report: Report) -> None:
         seccomp_rules.check(spec.linux.seccomp, report)
 
 
+def tuning(spec: Spec, report: Report) -> None:
+    """config-linux.md: see tuning_rules."""
+    if spec.linux.personality or spec.linux.memory_policy:
+        from pyoci.spec import tuning_rules
+
+        for check in (tuning_rules.container, tuning_rules.memory_policy):
+            since = len(report.problems)
+            check(spec, report)
+            report.cite((check.__doc__ or "").partition(":")[0], since)
+
+
 CHECKS: tuple[Callable[[Spec, Report], None], ...] = (
     namespaces, user_namespace, time_offsets, devices, cgroups_path, sysctl, propagation, masked_paths, readonly_paths,
-    resources, seccomp,
+    resources, seccomp, tuning,
 )  # fmt: skip

@@ -14,19 +14,14 @@ if TYPE_CHECKING:
 # (property below /process, attribute of Process)
 PROCESS = (
     ("apparmorProfile", "apparmor_profile"),
-    ("execCPUAffinity", "exec_cpu_affinity"),
-    ("ioPriority", "io_priority"),
-    ("scheduler", "scheduler"),
     ("selinuxLabel", "selinux_label"),
 )
 
 # (property below /linux, attribute of Linux)
 LINUX = (
     ("intelRdt", "intel_rdt"),
-    ("memoryPolicy", "memory_policy"),
     ("mountLabel", "mount_label"),
     ("netDevices", "net_devices"),
-    ("personality", "personality"),
 )
 
 # (property below /linux/resources, attribute of Resources)

@@ -234,8 +234,16 @@ def oom_score_adj(process: Process, where: str, report: Report) -> None:
         report.add(where + "/oomScoreAdj", f"must be an integer from -1000 to 1000, not {value}")
 
 
+def tuning(process: Process, where: str, report: Report) -> None:
+    """config.md#linux-process: see tuning_rules."""
+    if process.scheduler or process.io_priority or process.exec_cpu_affinity:
+        from pyoci.spec import tuning_rules
+
+        tuning_rules.process(process, where, report)
+
+
 PROCESS_CHECKS: tuple[ProcessCheck, ...] = (
-    args, cwd, env, user, console_size, rlimits, oom_score_adj, unsupported_process,
+    args, cwd, env, user, console_size, rlimits, oom_score_adj, tuning, unsupported_process,
 )  # fmt: skip
 
 CHECKS: tuple[Check, ...] = (

@@ -1,0 +1,143 @@
+"""Scheduler, I/O priority, processors, personality and memory policy of a container, read from inside."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from containers import Box, box, needed  # noqa: F401 - a fixture
+
+pytestmark = needed
+NICE, POLICY = 18, 40  # fields of /proc/PID/stat, from 0
+BATCH, IDLE = "3", "5"
+STAT = "cat /proc/self/stat"
+numa = pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="a kernel without NUMA")
+two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+
+
+def stat(box: Box) -> list[str]:  # noqa: F811
+    return box.run(STAT).split()
+
+
+def test_a_policy_with_a_nice_value(box: Box) -> None:  # noqa: F811
+    box.process["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
+    found = stat(box)
+    assert (found[NICE], found[POLICY]) == ("7", BATCH)
+
+
+def test_a_policy_that_is_reset_in_children(box: Box) -> None:  # noqa: F811
+    box.process["scheduler"] = {"policy": "SCHED_IDLE", "flags": ["SCHED_FLAG_RESET_ON_FORK"]}
+    first, second = box.run("cat /proc/1/stat; cat /proc/self/stat").splitlines()
+    assert (first.split()[POLICY], second.split()[POLICY]) == (IDLE, "0")
+
+
+def test_what_the_kernel_refuses_is_said(box: Box) -> None:  # noqa: F811
+    box.process["scheduler"] = {"policy": "SCHED_DEADLINE", "runtime": 10, "deadline": 5, "period": 5}
+    error = box.refused()
+    assert "/process/scheduler" in error and "sched_setattr" in error and "invalid argument" in error
+
+
+@pytest.mark.parametrize(
+    ("kind", "priority", "shown"),
+    [("IOPRIO_CLASS_BE", 6, "best-effort: prio 6"), ("IOPRIO_CLASS_IDLE", 0, "idle")],
+)
+def test_io_priority(box: Box, kind: str, priority: int, shown: str) -> None:  # noqa: F811
+    box.process["ioPriority"] = {"class": kind, "priority": priority}
+    assert box.run("busybox ionice").strip() == shown
+
+
+def test_personality(box: Box) -> None:  # noqa: F811
+    machine = os.uname().machine
+    narrow = {"x86_64": "i686", "aarch64": "armv8l"}[machine]
+    assert box.run("busybox uname -m").strip() == machine
+    box.linux["personality"] = {"domain": "LINUX32"}
+    assert box.run("busybox uname -m").strip() == narrow
+    box.linux["personality"] = {"domain": "LINUX"}
+    box.start()
+    assert box.exec("busybox", "uname", "-m").strip() == machine
+
+
+def test_personality_of_exec(box: Box) -> None:  # noqa: F811
+    box.linux["personality"] = {"domain": "LINUX32"}
+    box.start()
+    assert box.exec("busybox", "uname", "-m").strip() != os.uname().machine
+
+
+@numa
+@pytest.mark.parametrize(
+    ("policy", "shown"),
+    [
+        ({"mode": "MPOL_BIND", "nodes": "0"}, "bind:0"),
+        ({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}, "bind=static:0"),
+        ({"mode": "MPOL_INTERLEAVE", "nodes": "0-0"}, "interleave:0"),
+        ({"mode": "MPOL_PREFERRED", "nodes": "0"}, "prefer:0"),
+        ({"mode": "MPOL_LOCAL"}, "local"),
+        ({"mode": "MPOL_DEFAULT", "nodes": ""}, "default"),
+    ],
+)
+def test_memory_policy(box: Box, policy: dict[str, Any], shown: str) -> None:  # noqa: F811
+    box.linux["memoryPolicy"] = policy
+    lines = box.run("cat /proc/self/numa_maps").splitlines()
+    assert {line.split()[1] for line in lines} == {shown}
+
+
+@numa
+def test_a_node_that_is_not_there(box: Box) -> None:  # noqa: F811
+    box.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "1000"}
+    error = box.refused()
+    assert "/linux/memoryPolicy" in error and "set_mempolicy" in error and "1000" in error
+
+
+def allowed(box: Box, process: dict[str, Any]) -> str:  # noqa: F811
+    """The processors of a process that is executed with this process.json."""
+    file = box.folder / "process.json"
+    words = ["cat", "/proc/self/status"]
+    file.write_text(json.dumps({**box.process, "args": words, **process}))
+    text = box.ok("exec", "--process", str(file), box.id)
+    return text.partition("Cpus_allowed_list:")[2].split()[0]
+
+
+@two
+def test_processors_of_exec(box: Box) -> None:  # noqa: F811
+    box.start()
+    every = allowed(box, {})
+    assert allowed(box, {"execCPUAffinity": {"initial": "0"}}) == "0"
+    assert allowed(box, {"execCPUAffinity": {"initial": "0", "final": "1"}}) == "1"
+    assert allowed(box, {"execCPUAffinity": {"final": "0-1"}}) == "0-1"
+    assert every == allowed(box, {"execCPUAffinity": {}})
+    # of a container's own process it says nothing
+    box.process["execCPUAffinity"] = {"initial": "1"}
+    box.id = box.new_id()
+    text = box.run("cat /proc/self/status")
+    assert text.partition("Cpus_allowed_list:")[2].split()[0] == every
+
+
+@two
+def test_processors_that_are_not_there(box: Box) -> None:  # noqa: F811
+    box.start()
+    (box.folder / "process.json").write_text(
+        json.dumps({**box.process, "args": ["true"], "execCPUAffinity": {"initial": "900"}})
+    )
+    error = box.fails("exec", "--process", str(box.folder / "process.json"), box.id)
+    assert "/process/execCPUAffinity/initial" in error and "sched_setaffinity" in error
+
+
+@two
+def test_the_callers_processors_are_not_the_containers(box: Box) -> None:  # noqa: F811
+    """An engine that is pinned to a processor does not pin its containers: the cpuset decides."""
+    every = box.run("cat /proc/self/status").partition("Cpus_allowed_list:")[2].split()[0]
+    box.process["args"] = ["cat", "/proc/self/status"]
+    box.write()
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})
+    try:
+        text = box.ok("run", "--bundle", str(box.bundle), box.id)
+        box.start()
+        inside = box.exec("cat", "/proc/self/status")
+    finally:
+        os.sched_setaffinity(0, before)
+    assert text.partition("Cpus_allowed_list:")[2].split()[0] == every
+    assert inside.partition("Cpus_allowed_list:")[2].split()[0] == every
