@@ -29,9 +29,12 @@ def test_a_policy_with_a_nice_value(box: Box) -> None:  # noqa: F811
 
 
 def test_a_policy_that_is_reset_in_children(box: Box) -> None:  # noqa: F811
-    box.process["scheduler"] = {"policy": "SCHED_IDLE", "flags": ["SCHED_FLAG_RESET_ON_FORK"]}
-    first, second = box.run("cat /proc/1/stat; cat /proc/self/stat").splitlines()
-    assert (first.split()[POLICY], second.split()[POLICY]) == (IDLE, "0")
+    box.process["scheduler"] = {"policy": "SCHED_OTHER", "nice": -5, "flags": ["SCHED_FLAG_RESET_ON_FORK"]}
+    first, second = box.run("cat /proc/1/stat; cat /proc/self/stat; true").splitlines()
+    assert (first.split()[NICE], second.split()[NICE]) == ("-5", "0")
+    box.process["scheduler"] = {"policy": "SCHED_IDLE"}
+    box.id = box.new_id()
+    assert stat(box)[POLICY] == IDLE
 
 
 def test_what_the_kernel_refuses_is_said(box: Box) -> None:  # noqa: F811

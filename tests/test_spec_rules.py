@@ -351,7 +351,8 @@ BAD: list[tuple[str, str, object]] = [
     ("/process/ioPriority/class", "is not one of IOPRIO_CLASS_RT", changes(
         ("/process/ioPriority", {"class": "BE", "priority": 0}))),
     ("/process/execCPUAffinity/initial", "must be a string", changes(("/process/execCPUAffinity", {"initial": 5}))),
-    ("/process/execCPUAffinity/final", "ends before it begins", changes(("/process/execCPUAffinity", {"final": "3-1"}))),
+    ("/process/execCPUAffinity/final", "ends before it begins", changes(
+        ("/process/execCPUAffinity", {"final": "3-1"}))),
     ("/linux/personality/domain", "is required", changes(("/linux/personality", {}))),
     ("/linux/personality/domain", "is not one of LINUX, LINUX32", changes(("/linux/personality", {"domain": "BSD"}))),
     ("/linux/personality/flags", "must be empty", changes(
@@ -489,6 +490,6 @@ def test_number_lists(ranges: list[tuple[int, int]]) -> None:
 def test_checks_of_a_process_alone() -> None:
     spec = types.Spec("1.0.0", types.Root("rootfs"))
     with pytest.raises(ConfigError) as caught:
-        load_process(b'{"cwd": "x", "args": [], "scheduler": {"policy": "SCHED_IDLE"}}', spec)
-    assert [each.pointer for each in caught.value.problems] == ["/args", "/cwd", "/scheduler"]
+        load_process(b'{"cwd": "x", "args": [], "scheduler": {"policy": "IDLE"}}', spec)
+    assert [each.pointer for each in caught.value.problems] == ["/args", "/cwd", "/scheduler/policy"]
     assert all(each.clause for each in caught.value.problems)

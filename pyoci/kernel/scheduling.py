@@ -52,8 +52,7 @@ MOST = 1024  # processors or nodes that a list can name: as many as fit into the
 def mask(text: str) -> int:
     """A list such as "0-3,7" (cpuset(7), "List format") as bits; ValueError says what is wrong with it."""
     bits = 0
-    for piece in text.split(","):
-        piece = piece.strip(" ")
+    for piece in (part.strip(" ") for part in text.split(",")):
         if not piece:
             continue
         first, dash, last = (part.strip(" ") for part in piece.partition("-"))

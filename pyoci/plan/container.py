@@ -18,7 +18,15 @@ from pyoci.kernel.seccomp import filter_flags
 from pyoci.plan import devices, mounts
 from pyoci.plan import namespaces as ns
 from pyoci.plan.cgroups import plan_cgroups
-from pyoci.plan.entry import LIFECYCLE, NAME, TERMINAL_MESSAGE, default_signals, every_processor, granted_capabilities, shed
+from pyoci.plan.entry import (
+    LIFECYCLE,
+    NAME,
+    TERMINAL_MESSAGE,
+    default_signals,
+    every_processor,
+    granted_capabilities,
+    shed,
+)
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
 from pyoci.plan.paths import HANDLE, close, make_directories, openat2
 from pyoci.plan.process import plan_process

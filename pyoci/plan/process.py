@@ -2,8 +2,9 @@
 
 The order is the security design and is the same for `create` and `exec`:
 
-    rlimits, scheduler < bounding set < setgroups < setresgid < setresuid < capset < ambient set < no_new_privs     when preparing
-    seccomp (< capset, where the filter needs CAP_SYS_ADMIN) < execve                                    when starting
+    when preparing  rlimits, scheduler < bounding set < setgroups < setresgid < setresuid < capset < ambient set
+                    < no_new_privs
+    when starting   seccomp (< capset, where the filter needs CAP_SYS_ADMIN) < execve
 """
 
 from __future__ import annotations

@@ -58,12 +58,10 @@ def of_container(linux: Linux) -> list[Op]:
         nodes = str(policy.get("nodes") or "")
         bits = s.mask(nodes)
         origin = "/linux/memoryPolicy"
-        if bits:
-            # the kernel reads one bit less than it is told (set_mempolicy(2), BUGS)
-            given = (mode, Blob(bits.to_bytes(MASK_SIZE, "little"), f"nodes {nodes}"), s.MOST + 1)
-        else:
-            given = (mode, 0, 0)  # type: ignore[assignment]
-        ops.append(Op("set_mempolicy", given, origin, hint="see set_mempolicy(2) for what goes with which mode"))
+        # the kernel reads one bit less than it is told (set_mempolicy(2), BUGS)
+        where = (Blob(bits.to_bytes(MASK_SIZE, "little"), f"nodes {nodes}"), s.MOST + 1) if bits else (0, 0)
+        hint = "see set_mempolicy(2) for what goes with which mode"
+        ops.append(Op("set_mempolicy", (mode, *where), origin, hint=hint))
     return ops
 
 

@@ -240,7 +240,7 @@ def seccomp(spec: Spec, report: Report) -> None:
 
 
 def tuning(spec: Spec, report: Report) -> None:
-    """config-linux.md: see tuning_rules."""
+    """config-linux.md#personality: see tuning_rules."""
     if spec.linux.personality or spec.linux.memory_policy:
         from pyoci.spec import tuning_rules
 
