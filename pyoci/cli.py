@@ -144,6 +144,7 @@ COMMANDS: dict[str, Command] = {
             ("rootless", "", "bool", "", "for the user that calls, without root's rights"),
         ),
     ),
+    "features": ("", 0, 0, False, "show what this runtime can do, as JSON for engines", ()),
     "plan": (
         "",
         0,
