@@ -373,8 +373,6 @@ UNSUPPORTED: list[tuple[str, object]] = [
     ("/linux/mountLabel", "system_u:object_r:container_file_t:s0"),
     ("/linux/intelRdt", {}),
     ("/linux/netDevices", {"eth0": {}}),
-    ("/linux/resources/network", {"classID": 1}),
-    ("/linux/resources/rdma", {"mlx5_1": {"hcaHandles": 3}}),
     ("/linux/seccomp/syscalls/0/action", "SCMP_ACT_NOTIFY"),
     *[("/mounts/1/options/2", option) for option in refusals.MOUNT_OPTIONS],
 ]
@@ -424,8 +422,6 @@ def test_unsupported_rows_are_all_tested() -> None:
         ("/linux/intelRdt", {"closID": 5}),
         ("/linux/netDevices", {"eth0": {"name": 1}}),
         ("/linux/netDevices", {"eth0": "eth1"}),
-        ("/linux/resources/network", {"priorities": [{"name": "lo"}]}),
-        ("/linux/resources/rdma", {"mlx5": {"hcaHandles": -1}}),
     ],
 )
 def test_shapes_of_the_unsupported_are_checked_too(pointer: str, value: object) -> None:

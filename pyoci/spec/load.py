@@ -228,6 +228,32 @@ def load(data: bytes, source: str = "config.json", checked: bool = False) -> t.S
     return spec
 
 
+def load_resources(data: bytes, source: str) -> t.Resources:
+    """The checked content of what `update` is given: the object /linux/resources of a config.json, or a part of it.
+
+    Raises ConfigError as `load` does; pointers are those that they would have there.
+    """
+    from pyoci.spec.linux import RESOURCES
+    from pyoci.spec.resource_rules import CHECKS
+
+    try:
+        document = jsontext.loads(data)
+    except jsontext.JSONError as error:
+        raise ConfigError((Problem(printable(error.pointer), f"not JSON: {error}"),), source) from None
+    where = "/linux/resources"
+    report = Report(careful=b"\\u" in data)
+    resources = RESOURCES(document, where, report)
+    assert isinstance(resources, t.Resources)
+    if not report.problems:
+        for check in CHECKS:
+            since = len(report.problems)
+            check(resources, where, report)
+            report.cite((check.__doc__ or "").partition(":")[0], since)
+    if report.problems:
+        raise ConfigError(report.problems, source)
+    return resources
+
+
 def load_process(data: bytes, spec: t.Spec | None = None, source: str = "process.json") -> t.Process:
     """The checked content of a process.json: the `process` object of a config.json as the whole document.
 

@@ -25,10 +25,7 @@ LINUX = (
 )
 
 # (property below /linux/resources, attribute of Resources)
-RESOURCES = (
-    ("network", "network"),
-    ("rdma", "rdma"),
-)
+RESOURCES: tuple[tuple[str, str], ...] = ()
 
 # (property below /mounts/N, attribute of Mount)
 MOUNT = (
