@@ -29,6 +29,7 @@ class Host:
     cgroup_self             the same keys -> our own cgroup, as a path below that mount point
     cgroup_controllers      what v2's root offers
     source_types            absolute path of a bind source -> "dir", "file" or "none"
+    copied                  destination of a tmpfs with tmpcopyup -> what the image has there (`pyoci.tree`)
     stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
     systemd                 which systemd makes cgroups: "system", "user", or "" while nobody asked for one
     systemd_cgroup          where its own cgroup is, as a path below the mount points; "" for their tops
@@ -42,6 +43,7 @@ class Host:
         "cgroup_mode",
         "cgroup_mounts",
         "cgroup_self",
+        "copied",
         "euid",
         "gid",
         "initial_user_namespace",
@@ -66,6 +68,7 @@ class Host:
         self.cgroup_self: dict[str, str] = {}
         self.cgroup_controllers: tuple[str, ...] = ()
         self.source_types: dict[str, str] = {}
+        self.copied: dict[str, list[list[object]]] = {}
         self.stdio_pipes: tuple[int, ...] = ()
         self.systemd = ""
         self.systemd_cgroup = ""
@@ -156,6 +159,25 @@ def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
         if "bind" in mount.options or "rbind" in mount.options:
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
             types[source] = source_type(source)
+        elif "tmpcopyup" in mount.options:
+            _probe_copied(host, spec, bundle)
+
+
+def _probe_copied(host: Host, spec: Spec, bundle: str) -> None:
+    """Fill `copied`; where an earlier mount covers the place, what the image has there is not what is there."""
+    from pyoci.tree import listing
+
+    path = spec.root.path if spec.root else ""
+    root = path if path.startswith("/") else f"{bundle}/{path}"
+    covered: list[str] = []
+    for index, mount in enumerate(spec.mounts):
+        place = mount.destination.rstrip("/") + "/"
+        if "tmpcopyup" in mount.options and mount.type == "tmpfs" and not any(place.startswith(one) for one in covered):
+            try:
+                host.copied[mount.destination] = listing(root, mount.destination, f"/mounts/{index}/options")
+            except OSError:
+                pass  # an image without it, or that we may not read: init says so where it matters
+        covered.append(place)
 
 
 def source_type(path: str) -> str:

@@ -30,7 +30,7 @@ def document() -> dict[str, object]:
     process = {name for name, _ in unsupported.PROCESS}
     resources = {name for name, _ in unsupported.RESOURCES}
     idmap = "idmap" not in unsupported.MOUNT_OPTIONS
-    options = [*KNOWN, *(name for name in ("idmap", "ridmap", "tmpcopyup") if name not in unsupported.MOUNT_OPTIONS)]
+    options = [*KNOWN, *(name for name in ("idmap", "ridmap") if name not in unsupported.MOUNT_OPTIONS)]
     annotations = {"org.pyoci.version": VERSION}
     version = libseccomp()
     if version:

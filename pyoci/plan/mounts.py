@@ -69,8 +69,26 @@ def plan_mounts(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str
         elif mount.type in ("cgroup", "cgroup2"):
             _cgroup_v2(plan, index, mount, options, cgroup_paths, spec)
         else:
-            _filesystem(plan, index, mount.type, mount, options)
+            copied = host.copied.get(mount.destination) if options.copy_up else None
+            mode = copied[0][1] if copied else None
+            _filesystem(plan, index, mount.type, mount, options, mode & 0o7777 if isinstance(mode, int) else None)
+            if options.copy_up and mount.type == "tmpfs":
+                _copy_up(plan, index, mount, host, spec)
     return plan
+
+
+def _copy_up(plan: MountPlan, index: int, mount: Mount, host: Host, spec: Spec) -> None:
+    """The tmpfs that `_filesystem` has planned is filled before it is put in its place."""
+    from pyoci.plan.copyup import copy_up
+
+    entries = host.copied.get(mount.destination, [])
+    new_user = any(entry.type == "user" and not entry.path for entry in spec.linux.namespaces)
+    uids, gids = (spec.linux.uid_mappings, spec.linux.gid_mappings) if new_user else ((), ())
+    made = next(number for number in range(len(plan.ops) - 1, -1, -1) if plan.ops[number].call == "fsmount")
+    tree = plan.ops[made].result
+    assert tree is not None
+    # behind fsmount and the close of its context
+    plan.ops[made + 2 : made + 2] = copy_up(tree, mount.destination, entries, f"/mounts/{index}/options", uids, gids)
 
 
 def _finish(plan: MountPlan, tree: str, mount_path: str, kind: str, origin: str, resolve: int = SCOPED) -> None:
@@ -113,7 +131,9 @@ def _bind(
     plan.ops.append(close(tree, origin))
 
 
-def _filesystem(plan: MountPlan, index: int, type_: str, mount: Mount, options: MountOptions) -> None:
+def _filesystem(
+    plan: MountPlan, index: int, type_: str, mount: Mount, options: MountOptions, mode: int | None = None
+) -> None:
     origin = f"/mounts/{index}"
     ops = plan.ops
     ops.append(
@@ -141,6 +161,9 @@ def _filesystem(plan: MountPlan, index: int, type_: str, mount: Mount, options: 
             ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, name.encode(), 0, f"{origin}/options"))
         else:
             ops.append(_fsconfig(k.FSCONFIG_SET_STRING, name.encode(), value.encode(), f"{origin}/options"))
+    if mode is not None and type_ == "tmpfs" and not any(name == "mode" for name, _ in options.data):
+        # as the directory that it covers
+        ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"mode", b"%o" % mode, f"{origin}/options"))
     ops.append(_fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin))
     tree = f"mount{index}" if late_readonly else "tree"
     ops.append(Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, on), origin, tree))

@@ -41,6 +41,7 @@ SUPERBLOCK = ("sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nom
 # systems themselves since it stopped being a choice (Linux 5.17).
 NOTHING = ("defaults", "silent", "loud", "iversion", "noiversion")
 BIND = ("bind", "rbind")
+COPY_UP = "tmpcopyup"
 KNOWN = (
     *ATTRIBUTES,
     *("r" + name for name in ATTRIBUTES),
@@ -49,6 +50,7 @@ KNOWN = (
     *SUPERBLOCK,
     *NOTHING,
     *BIND,
+    COPY_UP,
     "remount",
 )
 
@@ -58,6 +60,7 @@ class MountOptions:
 
     bind, recursive   a bind mount; of the whole tree (`rbind`)
     remount           change the mount that is there
+    copy_up           begin with a copy of what is there
     attr, tree_attr   (set, clear) for the mount, for the whole tree
     propagation, tree_propagation   MS_* or 0, in the order of the last one named
     flags, data       superblock flags and file system parameters: names, and (name, value or None)
@@ -66,6 +69,7 @@ class MountOptions:
     __slots__ = (
         "attr",
         "bind",
+        "copy_up",
         "data",
         "flags",
         "propagation",
@@ -76,7 +80,7 @@ class MountOptions:
     )
 
     def __init__(self, options: Sequence[str]) -> None:
-        self.bind = self.recursive = self.remount = False
+        self.bind = self.recursive = self.remount = self.copy_up = False
         attr_set = attr_clear = tree_set = tree_clear = 0
         self.propagation = self.tree_propagation = 0
         self.flags: list[str] = []
@@ -99,6 +103,8 @@ class MountOptions:
                 self.flags.append(option)
             elif option == "remount":
                 self.remount = True
+            elif option == COPY_UP:
+                self.copy_up = True
             elif option not in NOTHING:
                 name, equals, value = option.partition("=")
                 self.data.append((name, value if equals else None))

@@ -33,7 +33,7 @@ MOUNT = (
     ("gidMappings", "gid_mappings"),
 )
 
-MOUNT_OPTIONS = ("idmap", "ridmap", "tmpcopyup")
+MOUNT_OPTIONS = ("idmap", "ridmap")
 
 SECCOMP_ACTIONS = ("SCMP_ACT_NOTIFY",)
 

@@ -1,0 +1,109 @@
+"""What is in a directory of an image, for a tmpfs that begins with a copy of it (`tmpcopyup`): looked at, not entered.
+
+Only loaded by `host` for configurations that ask for it.  The image is hostile: every component is opened without
+following links, links are read and followed by us within the root, and what is found is only a list of names: init
+opens each of them again, below the image's root, when it copies.
+"""
+
+from __future__ import annotations
+
+import posix
+from errno import ELOOP, ENOENT, ENOTDIR
+from stat import S_IFMT, S_IFREG, S_ISDIR, S_ISFIFO, S_ISLNK, S_ISREG
+
+from pyoci.errors import PyociError
+
+DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+LINKS = 40  # that may be followed on the way, as the kernel has it (path_resolution(7))
+MOST = 2000  # entries of one directory tree
+MOST_BYTES = 1 << 30
+
+# [path below the directory, mode with its type, uid, gid, size, target of a link]; the first, "", is the directory
+Entry = list[object]
+
+
+def listing(root: str, destination: str, where: str) -> list[Entry]:
+    """The directory `destination` in the root file system `root`, parents first; [] if there is none.
+
+    PyociError, at the JSON pointer `where`, for more than init should copy.
+    """
+    fd = _find(root, destination)
+    if fd < 0:
+        return []
+    found: list[Entry] = []
+    try:
+        status = posix.fstat(fd)
+        found.append(["", status.st_mode, status.st_uid, status.st_gid, 0, ""])
+        total = _walk(fd, "", found, 0, where)
+    finally:
+        posix.close(fd)
+    if total > MOST_BYTES:
+        limit = f"tmpcopyup copies {MOST_BYTES} at most"
+        raise PyociError(f"{where}: {destination} of the image has {total} bytes; {limit}")
+    return found
+
+
+def _find(root: str, destination: str) -> int:
+    """A descriptor of a directory in `root`, by a path whose links lead to somewhere in `root` only; -1: none."""
+    parts = [part for part in destination.split("/") if part not in ("", ".")]
+    base = posix.open(root, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    stack = [base]
+    links = 0
+    try:
+        while parts:
+            name = parts.pop(0)
+            if name == "..":
+                if len(stack) > 1:
+                    posix.close(stack.pop())
+                continue
+            try:
+                stack.append(posix.open(name, DIRECTORY, dir_fd=stack[-1]))
+                continue
+            except OSError as error:
+                if error.errno not in (ELOOP, ENOTDIR, ENOENT):
+                    raise
+                if error.errno == ENOENT:
+                    return -1
+            try:
+                target = posix.readlink(name, dir_fd=stack[-1])
+            except OSError:
+                return -1  # a file
+            links += 1
+            if links > LINKS:
+                return -1
+            if target.startswith("/"):
+                while len(stack) > 1:
+                    posix.close(stack.pop())
+            parts[:0] = [part for part in target.split("/") if part not in ("", ".")]
+        return posix.dup(stack[-1])
+    finally:
+        for fd in stack:
+            posix.close(fd)
+
+
+def _walk(fd: int, prefix: str, found: list[Entry], depth: int, where: str) -> int:
+    total = 0
+    if depth > 32:
+        raise PyociError(f"{where}: what tmpcopyup would copy is more than 32 directories deep")
+    for name in sorted(posix.listdir(fd)):
+        path = prefix + name
+        try:
+            status = posix.stat(name, dir_fd=fd, follow_symlinks=False)
+            mode = status.st_mode
+            target = posix.readlink(name, dir_fd=fd) if S_ISLNK(mode) else ""
+        except FileNotFoundError:
+            continue
+        if not (S_ISDIR(mode) or S_ISREG(mode) or S_ISLNK(mode) or S_ISFIFO(mode)):
+            continue  # devices and sockets mean nothing in a copy
+        if len(found) > MOST:
+            raise PyociError(f"{where}: tmpcopyup copies {MOST} files at most, and the image has more there")
+        size = status.st_size if S_IFMT(mode) == S_IFREG else 0
+        total += size
+        found.append([path, mode, status.st_uid, status.st_gid, size, target])
+        if S_ISDIR(mode):
+            below = posix.open(name, DIRECTORY, dir_fd=fd)
+            try:
+                total += _walk(below, path + "/", found, depth + 1, where)
+            finally:
+                posix.close(below)
+    return total
