@@ -28,6 +28,7 @@ class Host:
     cgroup_mounts           controller ("name=x" for named hierarchies, "" for v2) -> mount point
     cgroup_self             the same keys -> our own cgroup, as a path below that mount point
     cgroup_controllers      what v2's root offers
+    security_modules        "apparmor", "selinux": those that are enabled, looked for when a configuration names one
     source_types            absolute path of a bind source -> "dir", "file" or "none"
     copied                  destination of a tmpfs with tmpcopyup -> what the image has there (`pyoci.tree`)
     stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
@@ -49,6 +50,7 @@ class Host:
         "initial_user_namespace",
         "kernel",
         "last_cap",
+        "security_modules",
         "source_types",
         "stdio_pipes",
         "systemd",
@@ -67,6 +69,7 @@ class Host:
         self.cgroup_mounts: dict[str, str] = {}
         self.cgroup_self: dict[str, str] = {}
         self.cgroup_controllers: tuple[str, ...] = ()
+        self.security_modules: tuple[str, ...] = ()
         self.source_types: dict[str, str] = {}
         self.copied: dict[str, list[list[object]]] = {}
         self.stdio_pipes: tuple[int, ...] = ()
@@ -152,9 +155,29 @@ def probe_systemd(host: Host, rootless: bool | None) -> None:
             host.cgroup_controllers = ()
 
 
+def probe_security_modules(host: Host) -> None:
+    """Fill `security_modules`."""
+    found = []
+    try:
+        if read("/sys/module/apparmor/parameters/enabled").startswith(b"Y"):
+            found.append("apparmor")
+    except OSError:
+        pass
+    try:
+        # the file that libselinux asks for as well: selinuxfs is there when, and only when, SELinux is
+        posix.stat("/sys/fs/selinux/enforce")
+        found.append("selinux")
+    except OSError:
+        pass
+    host.security_modules = tuple(found)
+
+
 def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
     """Fill `source_types` for `spec`'s bind mounts and root; what cannot be looked at is "none"."""
     types = host.source_types
+    process = spec.process
+    if spec.linux.mount_label or (process is not None and (process.apparmor_profile or process.selinux_label)):
+        probe_security_modules(host)
     for mount in spec.mounts:
         if "bind" in mount.options or "rbind" in mount.options:
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"

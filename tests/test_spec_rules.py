@@ -368,9 +368,6 @@ BAD: list[tuple[str, str, object]] = [
 ]  # fmt: skip
 
 UNSUPPORTED: list[tuple[str, object]] = [
-    ("/process/apparmorProfile", "containers-default"),
-    ("/process/selinuxLabel", "system_u:system_r:container_t:s0"),
-    ("/linux/mountLabel", "system_u:object_r:container_file_t:s0"),
     ("/linux/intelRdt", {}),
     ("/linux/netDevices", {"eth0": {}}),
     ("/linux/seccomp/syscalls/0/action", "SCMP_ACT_NOTIFY"),

@@ -57,6 +57,13 @@ def test_other_layouts(vm: Run, layout: str, unified: str) -> None:
     assert [where for _, where, kind, *_ in mounts if kind == "cgroup2"] == ([unified] if unified else [])
 
 
+def test_apparmor(vm: Run) -> None:
+    """Confined by a profile, in containers; these tests skip themselves on a machine without AppArmor."""
+    done = vm("python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_apparmor.py", timeout=900)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
 def test_limits_of_v2(vm: Run) -> None:
     """The tests of v2's limits, which skip themselves on a machine whose controllers v1 has."""
     pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]

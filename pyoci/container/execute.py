@@ -90,6 +90,8 @@ def _adjust(process: Process, options: ExecOptions) -> None:
         process.user.gid = options.gid
     if options.additional_gids:
         process.user.additional_gids = (*process.user.additional_gids, *options.additional_gids)
+    process.apparmor_profile = options.apparmor or process.apparmor_profile
+    process.selinux_label = options.process_label or process.selinux_label
     process.no_new_privileges = process.no_new_privileges or options.no_new_privs
     if options.caps and process.capabilities is not None:
         sets = process.capabilities
@@ -100,8 +102,6 @@ def _adjust(process: Process, options: ExecOptions) -> None:
 
 
 def _supported(process: Process, options: ExecOptions) -> None:
-    if options.apparmor or options.process_label:
-        raise PyociError("--apparmor and --process-label are not supported by this version of pyoci")
     if process.terminal and not options.console_socket and options.detach:
         raise PyociError("cannot allocate tty if the process is detached without --console-socket")
     if options.console_socket and not process.terminal:
@@ -136,6 +136,10 @@ def _denies_setgroups(state: State) -> bool:
 
 def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pidfd: int) -> int:
     host = probe()
+    if process.apparmor_profile or process.selinux_label:
+        from pyoci.host import probe_security_modules
+
+        probe_security_modules(host)
     seccomp = spec.linux.seccomp
     assets: dict[str, bytes] = {}
     flags: int | None = None

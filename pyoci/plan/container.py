@@ -132,6 +132,10 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     if process is not None and process.oom_score_adj is not None:
         # inherited by the container; before we stop being dumpable, which would make the file root's
         ops += write_file(k.AT_FDCWD, b"/proc/self/oom_score_adj", str(process.oom_score_adj), "/process/oomScoreAdj")
+    if process is not None and (process.apparmor_profile or process.selinux_label):
+        from pyoci.plan.labels import labels
+
+        ops += labels(process, host)
     # Before we are anywhere that hostile processes are.  Only where we make a user namespace without privileges it is
     # later: while we are not dumpable, its maps are not ours to write.
     hidden = privileged or "user" not in names.new

@@ -127,6 +127,10 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
 ) -> list[Op]:
     """Ops of `exec`: the same process preparation as create's, in the container; `linux` is the container's."""
     ops = _begin(preserve_fds, EXEC)
+    if process.apparmor_profile or process.selinux_label:
+        from pyoci.plan.labels import labels
+
+        ops += labels(process, host)
     affinity = process.exec_cpu_affinity or {}
     if affinity:
         from pyoci.plan import tuning

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TREE = k.AT_EMPTY_PATH | k.AT_RECURSIVE
 MOVE = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
 ATTR_SIZE = 32
+# File systems whose files get linux.mountLabel; those of the kernel's own have labels by policy (mount(8), "context").
+LABELLED = ("tmpfs", "devpts", "mqueue", "overlay")
 
 
 def setattr_op(name: str, flags: int, origin: str, set_: int = 0, clear: int = 0, propagation: int = 0) -> Op:
@@ -55,6 +57,8 @@ def source_path(mount: Mount, bundle: str) -> str:
 def plan_mounts(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str]) -> MountPlan:
     """Every entry of /mounts in order."""
     plan = MountPlan()
+    # without SELinux a label is nobody's business: engines pass what they have
+    label = spec.linux.mount_label if "selinux" in host.security_modules else ""
     shared_root = spec.linux.rootfs_propagation in ("shared", "rshared")
     for index, mount in enumerate(spec.mounts):
         origin = f"/mounts/{index}"
@@ -71,7 +75,8 @@ def plan_mounts(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str
         else:
             copied = host.copied.get(mount.destination) if options.copy_up else None
             mode = copied[0][1] if copied else None
-            _filesystem(plan, index, mount.type, mount, options, mode & 0o7777 if isinstance(mode, int) else None)
+            mode = mode & 0o7777 if isinstance(mode, int) else None
+            _filesystem(plan, index, mount.type, mount, options, mode, label)
             if options.copy_up and mount.type == "tmpfs":
                 _copy_up(plan, index, mount, host, spec)
     return plan
@@ -132,7 +137,13 @@ def _bind(
 
 
 def _filesystem(
-    plan: MountPlan, index: int, type_: str, mount: Mount, options: MountOptions, mode: int | None = None
+    plan: MountPlan,
+    index: int,
+    type_: str,
+    mount: Mount,
+    options: MountOptions,
+    mode: int | None = None,
+    label: str = "",
 ) -> None:
     origin = f"/mounts/{index}"
     ops = plan.ops
@@ -161,6 +172,8 @@ def _filesystem(
             ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, name.encode(), 0, f"{origin}/options"))
         else:
             ops.append(_fsconfig(k.FSCONFIG_SET_STRING, name.encode(), value.encode(), f"{origin}/options"))
+    if label and type_ in LABELLED and not any(name in ("context", "rootcontext") for name, _ in options.data):
+        ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"context", label.encode(), "/linux/mountLabel"))
     if mode is not None and type_ == "tmpfs" and not any(name == "mode" for name, _ in options.data):
         # as the directory that it covers
         ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"mode", b"%o" % mode, f"{origin}/options"))

@@ -12,15 +12,11 @@ if TYPE_CHECKING:
     from pyoci.spec.types import Process, Spec
 
 # (property below /process, attribute of Process)
-PROCESS = (
-    ("apparmorProfile", "apparmor_profile"),
-    ("selinuxLabel", "selinux_label"),
-)
+PROCESS: tuple[tuple[str, str], ...] = ()
 
 # (property below /linux, attribute of Linux)
 LINUX = (
     ("intelRdt", "intel_rdt"),
-    ("mountLabel", "mount_label"),
     ("netDevices", "net_devices"),
 )
 
