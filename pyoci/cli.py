@@ -172,6 +172,18 @@ COMMANDS: dict[str, Command] = {
             ("rootless", "", "bool", "", "for the user that calls, without root's rights"),
         ),
     ),
+    "validate": (
+        "[BUNDLE|FILE]",
+        0,
+        1,
+        False,
+        "show everything that is wrong with a config.json, and where",
+        (
+            ("strict", "", "bool", "", "unknown names are errors, too"),
+            ("host", "", "bool", "", "also show what this host cannot do"),
+            ("format", "f", "text", "text|json", "how (text)"),
+        ),
+    ),
     "features": ("", 0, 0, False, "show what this runtime can do, as JSON for engines", ()),
     "plan": (
         "",

@@ -93,10 +93,22 @@ class Host:
                 raise ValueError(f"a host has no {name!r}")
             default = getattr(host, name)
             given = tuple(value) if isinstance(value, list) else value
-            if type(given) is not type(default):
+            if not _alike(name, given, default):
                 raise ValueError(f"{name} must be like {default!r}")
             setattr(host, name, given)
         return host
+
+
+def _alike(name: str, given: object, default: object) -> bool:
+    """Whether a value that was read can stand for one that `probe` finds."""
+    if type(given) is not type(default):
+        return False
+    if isinstance(given, dict):
+        return all(type(item) is str for item in given.values())
+    if isinstance(given, tuple):
+        kind = str if name == "cgroup_controllers" else int
+        return all(type(item) is kind for item in given) and (name != "kernel" or len(given) == 2)
+    return not isinstance(given, int) or 0 <= given < 1 << 64
 
 
 def read(path: str) -> bytes:

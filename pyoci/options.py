@@ -10,6 +10,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# Bytes of any document that is given to us: ten times what ten thousand mounts take.
+MOST = 16 << 20
+PATH_MAX = 4096  # limits.h; the kernel takes no longer path
 # (uid_t) -1 means "leave it alone" to the kernel, so the largest id is one less (chown(2), setresuid(2)).
 MAX_ID = 0xFFFFFFFE
 
@@ -24,7 +27,45 @@ def absolute(path: str) -> str:
             path = posix.getcwd() + "/" + path
         except OSError:
             raise PyociError(f"{path!r} is relative to a working directory that does not exist any more") from None
-    return "/" + "/".join([part for part in path.split("/") if part not in ("", ".")])
+    path = "/" + "/".join([part for part in path.split("/") if part not in ("", ".")])
+    if len(path) >= PATH_MAX // 4 and len(path.encode("utf-8", "surrogateescape")) >= PATH_MAX:
+        raise PyociError(f"{path[:80]!r}...: the path is too long: {PATH_MAX - 1} bytes are the most")
+    return path
+
+
+def read_document(path: str, what: str, regular: bool = False) -> bytes:
+    """All of a document that somebody gives us, at most `MOST` bytes; "-" is standard input unless it is a `regular`
+    file.
+
+    Read once and without seeking, because it may be a pipe; where it must not be one, nobody waits for its writer.
+    PyociError begins with `what`.
+    """
+    try:
+        flags = posix.O_RDONLY | posix.O_CLOEXEC | (posix.O_NONBLOCK if regular else 0)
+        fd = 0 if path == "-" and not regular else posix.open(path, flags)
+        try:
+            if regular:
+                from pyoci.kernel.flags import S_IFMT, S_IFREG
+
+                if posix.fstat(fd).st_mode & S_IFMT != S_IFREG:
+                    raise PyociError(f"{what}: not a regular file")
+            pieces = []
+            size = 0
+            while piece := posix.read(fd, 1 << 16):
+                pieces.append(piece)
+                size += len(piece)
+                if size > MOST:
+                    raise PyociError(f"{what}: more than {MOST >> 20} MiB")
+        finally:
+            if fd:
+                posix.close(fd)
+    except FileNotFoundError:
+        raise PyociError(f"{what}: no such file or directory") from None
+    except OSError as error:
+        raise PyociError(f"{what}: {error.strerror}") from None
+    except ValueError:
+        raise PyociError(f"{what}: not a path") from None
+    return b"".join(pieces)
 
 
 def parse_id(text: str, what: str) -> int:

@@ -137,8 +137,16 @@ class State:
                 raise ValueError(f"/{name} is missing")
             if type(value[name]) is not type(like):
                 raise ValueError(f"/{name} is not a {type(like).__name__}")
+            if name != "hooks" and not _texts(value[name]):
+                raise ValueError(f"/{name} holds something else than text")
         known = {name: value[name] for name in model}
         return cls(known.pop("id"), known.pop("bundle"), known.pop("rootfs"), **known)
+
+
+def _texts(value: object) -> bool:
+    """Whether a list or map holds nothing but strings; anything else does."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(type(item) is str for item in items)
 
 
 class Store(Directory):

@@ -396,3 +396,15 @@ def test_loading_imports_little() -> None:
         [sys.executable, "-I", "-S", "-c", program, str(top), str(data)], capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()) <= {"__future__", "_json"}
+
+
+def test_names_that_differ_in_case_are_the_same_to_later_commands() -> None:
+    """What is kept as JSON has exact names: rules, the planner and hooks look for nothing else."""
+    hook = {"PATH": "/bin/true", "Timeout": 3}
+    linux_part = {"memoryPolicy": {"MODE": "MPOL_BIND", "nodes": "0"}, "resources": {"rdma": {"x": {"hcahandles": 1}}}}
+    spec = load(text(MINIMAL | {"hooks": {"PostStop": [hook]}, "linux": linux_part}))
+    assert spec.hooks.raw == {"poststop": [{"path": "/bin/true", "timeout": 3}]}
+    assert spec.linux.memory_policy == {"mode": "MPOL_BIND", "nodes": "0"}
+    assert spec.linux.resources is not None and spec.linux.resources.rdma == {"x": {"hcaHandles": 1}}
+    document = MINIMAL | {"linux": {"personality": {"Domain": "NOTHING"}}}
+    assert list(problems(text(document))) == ["/linux/personality/domain"]

@@ -44,17 +44,16 @@ def read_host(path: str) -> Host:
     """A host description, as `--show-host` writes it."""
     from pyoci.host import Host
     from pyoci.jsontext import loads
-    from pyoci.state import read_file
+    from pyoci.options import read_document
 
+    data = read_document(path, f"--host {path[:300]}")
     try:
-        value = loads(read_file(path))
+        value = loads(data)
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
         return Host.from_json(value)
-    except OSError as error:
-        raise PyociError(f"--host {path}: {error.strerror}") from None
     except ValueError as error:
-        raise PyociError(f"--host {path}: {error}") from None
+        raise PyociError(f"--host {path[:300]}: {error}") from None
 
 
 def run(settings: Globals, options: Parsed) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import posix
-
 from pyoci.errors import PyociError
 
 TYPE_CHECKING = False
@@ -29,7 +27,6 @@ NUMBERS = {
     "pids-limit": ("pids", "limit"),
 }
 TEXTS = {"cpuset-cpus": ("cpu", "cpus"), "cpuset-mems": ("cpu", "mems")}
-MOST = 16 << 20  # bytes of a resources file
 
 
 def bytes_of(text: str, name: str) -> int:
@@ -68,26 +65,6 @@ def given(options: Parsed) -> dict[str, dict[str, object]]:
     return found
 
 
-def read_resources(name: str) -> bytes:
-    """A file, or standard input for "-"; read once, because it may be a pipe."""
-    try:
-        fd = 0 if name == "-" else posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC)
-        pieces = []
-        size = 0
-        while piece := posix.read(fd, 1 << 16):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MOST:
-                raise PyociError(f"--resources {name}: more than {MOST >> 20} MiB")
-        if fd:
-            posix.close(fd)
-    except OSError as error:
-        from pyoci.kernel.errnos import words
-
-        raise PyociError(f"--resources {name}: {words(error.errno or 0)}") from None
-    return b"".join(pieces)
-
-
 def run(settings: Globals, options: Parsed) -> int:
     """With --resources the other flags have no say, as in other runtimes."""
     from pyoci.container.update import update
@@ -96,7 +73,10 @@ def run(settings: Globals, options: Parsed) -> int:
         raise PyociError("--l3-cache-schema, --mem-bw-schema: Intel RDT is not supported by this version of pyoci")
     name = options.text("resources")
     if name:
-        update(settings.root, options.args[0], read_resources(name), "standard input" if name == "-" else name)
+        from pyoci.options import read_document
+
+        data = read_document(name, f"--resources {name[:300]}")
+        update(settings.root, options.args[0], data, "standard input" if name == "-" else name)
     else:
         from pyoci.jsontext import dumps
 

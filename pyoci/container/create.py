@@ -11,7 +11,7 @@ from pyoci.errors import HookError, PyociError, Unsupported
 from pyoci.host import probe, probe_sources, source_type
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Died, Failure, Session, run_ops, template
-from pyoci.options import absolute
+from pyoci.options import absolute, read_document
 from pyoci.plan.container import ContainerPlan, PlanOptions, plan_container, root_path
 from pyoci.program import assemble, leading
 from pyoci.spec.load import load
@@ -53,23 +53,13 @@ class Blueprint:
 
 def read_config(bundle: str) -> bytes:
     """The bundle's config.json."""
+    path = f"{bundle}/{CONFIG}"
     try:
-        fd = posix.open(f"{bundle}/{CONFIG}", posix.O_RDONLY | posix.O_CLOEXEC)
-    except FileNotFoundError:
-        raise PyociError(
-            f"JSON specification file {CONFIG} not found: {bundle}/{CONFIG}: no such file or directory"
-        ) from None
-    except OSError as error:
-        raise PyociError(f"{bundle}/{CONFIG}: {error.strerror}") from None
-    try:
-        pieces = []
-        while piece := posix.read(fd, 1 << 16):
-            pieces.append(piece)
-    except OSError as error:
-        raise PyociError(f"{bundle}/{CONFIG}: {error.strerror}") from None
-    finally:
-        posix.close(fd)
-    return b"".join(pieces)
+        return read_document(path, path, regular=True)
+    except PyociError as error:
+        if isinstance(error.__context__, FileNotFoundError):
+            raise PyociError(f"JSON specification file {CONFIG} not found: {error}") from None
+        raise
 
 
 def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint:

@@ -9,7 +9,7 @@ from pyoci.errors import PyociError, WrongState
 from pyoci.host import probe
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Died, Failure, Session, perform_write, template
-from pyoci.options import absolute
+from pyoci.options import absolute, read_document
 from pyoci.plan.join import Target, descriptors, plan_exec, plan_hook
 from pyoci.program import assemble
 from pyoci.spec.load import load, load_process
@@ -53,18 +53,7 @@ def _process(options: ExecOptions, spec: Spec) -> Process:
     """What to execute: a process.json, or the container's own process with the command line's changes."""
     if options.process_file:
         path = absolute(options.process_file)
-        try:
-            # read once and without seeking: it may be a pipe
-            fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-            try:
-                pieces = []
-                while piece := posix.read(fd, 1 << 16):
-                    pieces.append(piece)
-            finally:
-                posix.close(fd)
-        except OSError as error:
-            raise PyociError(f"--process {path}: {error.strerror}") from None
-        process = load_process(b"".join(pieces), spec, path)
+        process = load_process(read_document(path, f"--process {path}"), spec, path)
     else:
         if spec.process is None:
             raise PyociError("/process: the container has no process to take settings from; use --process")

@@ -35,11 +35,15 @@ def program_of(store: Store, state: State) -> Program:
     from pyoci.spec.load import load
 
     spec = load(store.read("config.json"))
-    inputs = loads(store.read(INPUTS))
-    if not isinstance(inputs, dict):
-        raise PyociError(f"{store.path}/{INPUTS} is damaged")
-    host = Host.from_json(inputs["host"])
-    plan = plan_container(spec, host, PlanOptions(**inputs["options"]))
+    try:
+        inputs = loads(store.read(INPUTS))
+        if not isinstance(inputs, dict):
+            raise ValueError("not an object")
+        host = Host.from_json(inputs["host"])
+        options = PlanOptions(**inputs["options"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PyociError(f"{store.path}/{INPUTS} is damaged: {str(error)[:300]}") from None
+    plan = plan_container(spec, host, options)
     ops = plan.ops[leading(plan.ops) :]
     # the index of an op does not depend on the filter's bytes
     return assemble(ops, b"", host.arch, numbers(host.arch), plan.fds, {"seccomp": bytes(8)})

@@ -37,7 +37,34 @@ def _mounted_at_root(made: object, value: dict[str, object], where: str, report:
 
 def _keep_hooks(made: object, value: dict[str, object], where: str, report: Report) -> None:
     if isinstance(made, t.Hooks):
-        made.raw = value
+        made.raw = _respelled(value, HOOKS.folded)
+
+
+def _respelled(value: dict[str, object], hook_kinds: dict[str, str]) -> dict[str, object]:
+    """The hooks as later commands want them: under their exact names."""
+    if not hook_kinds and all(
+        isinstance(hook, dict) and _HOOK.fields.keys() >= hook.keys()
+        for listed in value.values()
+        if isinstance(listed, list)
+        for hook in listed
+    ):
+        return value
+    kinds = {name.lower(): name for name in HOOKS.fields}
+    parts = {name.lower(): name for name in _HOOK.fields}
+    made: dict[str, object] = {}
+    for kind, listed in value.items():
+        exact = kinds.get(kind.lower(), kind)
+        if isinstance(listed, list) and (kind == exact or value.get(exact) is None):
+            made[exact] = [
+                {
+                    right: item
+                    for name, item in hook.items()
+                    if (right := parts.get(name.lower(), name)) == name or hook.get(right) is None
+                }
+                for hook in listed
+                if isinstance(hook, dict)
+            ]
+    return made
 
 
 _uint32 = integer(UINT32)
@@ -62,19 +89,18 @@ MOUNTS = objects(
     )
 )
 
-_HOOK_LIST = objects(
-    Shape(
-        t.Hook,
-        "config.md#posix-platform-hooks",
-        {
-            "path": ("path", text),
-            "args": ("args", texts),
-            "env": ("env", texts),
-            "timeout": ("timeout", integer(INT64)),
-        },
-        ("path",),
-    )
+_HOOK = Shape(
+    t.Hook,
+    "config.md#posix-platform-hooks",
+    {
+        "path": ("path", text),
+        "args": ("args", texts),
+        "env": ("env", texts),
+        "timeout": ("timeout", integer(INT64)),
+    },
+    ("path",),
 )
+_HOOK_LIST = objects(_HOOK)
 
 HOOKS = Shape(
     t.Hooks,

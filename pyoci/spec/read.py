@@ -192,7 +192,7 @@ def integers(limits: tuple[int, int]) -> Reader:
 class Shape:
     """The reader of one kind of object.
 
-    make      class whose attributes take the values; None keeps the JSON object itself, its shape checked.
+    make      class whose attributes take the values; None makes a JSON object of them, under their exact names.
     clause    the section of the specification that describes the object.
     fields    property name -> (attribute, reader).
     required  names of the properties that must be there.
@@ -226,6 +226,7 @@ class Shape:
             return WRONG if self.make is None else self.make()
         made = None if self.make is None else self.make()
         fields = self.fields
+        plain: dict[str, object] = {}
         for name, item in value.items():
             if item is None:
                 continue
@@ -235,8 +236,13 @@ class Shape:
                 if field is None:
                     continue
             kept = field[1](item, f"{where}/{name}", report)  # no name of the specification needs escaping
-            if kept is not WRONG and made is not None:
+            if kept is WRONG:
+                continue
+            if made is not None:
                 setattr(made, field[0], kept)
+            else:
+                exact = name if name in fields else self.folded[name.lower()]
+                plain[exact] = list(kept) if type(kept) is tuple else kept
         for name in self.required:
             if value.get(name) is None:
                 self._missing(name, value, where, report)
@@ -244,7 +250,7 @@ class Shape:
             self.finish(made, value, where, report)
         if len(report.problems) != since:
             report.cite(self.clause, since)
-        return value if made is None else made
+        return plain if made is None else made
 
     def _fold(self, name: str, value: dict[str, object]) -> tuple[str, Reader] | None:
         if not self.folded:
@@ -286,18 +292,19 @@ def objects(shape: Shape) -> Reader:
 
 
 def object_map(shape: Shape) -> Reader:
-    """The reader of an object with objects of one shape as values: the JSON object itself, checked."""
+    """The reader of an object with objects of one shape as values."""
 
     def read(value: object, where: str, report: Report) -> object:
         if type(value) is not dict:
             report.add(where, _expected("an object with objects as values", value))
             return WRONG
+        made: dict[str, object] = {}
         for name, item in value.items():
             if report.careful and (reason := _unfit(name)):
                 report.add(where, f"name {shown(name)} {reason}")
-            if item is not None:
-                shape(item, f"{where}/{escape(name)}", report)
-        return value
+            if item is not None and (kept := shape(item, f"{where}/{escape(name)}", report)) is not WRONG:
+                made[name] = kept
+        return made
 
     return read
 
