@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 FORMATS = ("text", "json")
+LONGEST = 8192  # characters of a message: names and values of a document may have megabytes, and engines read a line
 
 # A command line is read once per process, so this is the one place with module state: where records go.
 _descriptor = -1
@@ -96,6 +97,9 @@ def debug(message: str, **fields: object) -> None:
 
 
 def _tell(level: str, message: str) -> None:
+    if len(message) > LONGEST:
+        half = LONGEST // 2 - 30
+        message = f"{message[:half]}... ({len(message) - 2 * half} characters) ...{message[-half:]}"
     message = printable(message)
     if _descriptor >= 0:
         _record(level, message, {}, _descriptor)

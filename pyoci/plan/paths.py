@@ -56,31 +56,35 @@ def parts(path: str) -> list[str]:
 
 
 def make_directories(path: str, origin: str, result: str, resolve: int = SCOPED) -> list[Op]:
-    """Ops that leave `@result` a handle of the directory `path`, making what is missing."""
+    """Ops that leave `@result` a handle of the directory `path`, making what is missing; nothing else stays open."""
     components = parts(path)
     ops: list[Op] = []
     parent = root = "rootfs"
     for count, name in enumerate(components, 1):
         here = "/".join(components[:count]).encode()
+        # two names in turn, the last of which is the result: each handle is needed for the next, and then closed
+        handle = "above" if (len(components) - count) % 2 else result
         if name == "..":
-            ops.append(openat2(root, here, HANDLE | k.O_DIRECTORY, resolve, origin, result))
-            continue
-        ops.append(
-            openat2(
-                root,
-                here,
-                HANDLE | k.O_DIRECTORY,
-                resolve,
-                origin,
-                result,
-                tolerate=(ENOENT,),
-                otherwise=[
-                    Op("mkdirat", (Ref(parent), name.encode(), 0o755), origin, tolerate=(EEXIST,)),
-                    openat2(parent, name.encode(), HANDLE | k.O_DIRECTORY, EXACT, origin, result),
-                ],
+            ops.append(openat2(root, here, HANDLE | k.O_DIRECTORY, resolve, origin, handle))
+        else:
+            ops.append(
+                openat2(
+                    root,
+                    here,
+                    HANDLE | k.O_DIRECTORY,
+                    resolve,
+                    origin,
+                    handle,
+                    tolerate=(ENOENT,),
+                    otherwise=[
+                        Op("mkdirat", (Ref(parent), name.encode(), 0o755), origin, tolerate=(EEXIST,)),
+                        openat2(parent, name.encode(), HANDLE | k.O_DIRECTORY, EXACT, origin, handle),
+                    ],
+                )
             )
-        )
-        parent = result
+        if parent != root:
+            ops.append(close(parent, origin))
+        parent = handle
     return ops
 
 
@@ -106,6 +110,8 @@ def place(path: str, kind: str, origin: str, result: str, resolve: int = SCOPED)
                 mode=0o644,
             )
         )
+        if parents:
+            create.append(close("parent", origin))
     missing = (ENOENT,) if create else ()
     return [openat2("rootfs", relative(path), HANDLE, resolve, origin, result, tolerate=missing, otherwise=create)]
 
