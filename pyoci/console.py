@@ -88,7 +88,9 @@ def attend(pid: int, pidfd: int, master: int | None = None) -> int:
     Signals that reach us go to it instead.  With `master`, its pseudoterminal, the caller's terminal (or whatever is on
     descriptors 0 and 1) is joined to that: raw mode, resizing, restored whatever happens.  Closes `master`.
     """
-    terminal = _Terminal(master) if master is not None else None
+    if master is None:
+        return _wait(pid, pidfd)
+    terminal = _Terminal(master)
 
     def pass_on(number: int, frame: object) -> None:
         try:
@@ -97,28 +99,42 @@ def attend(pid: int, pidfd: int, master: int | None = None) -> int:
             pass
 
     def resize(number: int, frame: object) -> None:
-        if master is not None:
-            match_window(master)
+        match_window(master)
 
     before: list[tuple[int, object]] = []
     try:
-        if terminal is not None:
-            # Before the handlers: a job in the background is to be stopped here (SIGTTOU), as any program would be.
-            terminal.enter()
+        # Before the handlers: a job in the background is to be stopped here (SIGTTOU), as any program would be.
+        terminal.enter()
         before = signals.catch(FORWARDED, pass_on) + signals.catch((signals.SIGWINCH,), resize)
         signals.release(FORWARDED)
-        if terminal is not None:
-            match_window(terminal.master)
-            terminal.copy_until(pidfd)
-        else:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            poll.poll()
+        match_window(terminal.master)
+        terminal.copy_until(pidfd)
         return exit_status(posix.waitpid(pid, 0)[1])
     finally:
-        if terminal is not None:
-            terminal.leave()
+        terminal.leave()
         signals.restore(before)
+
+
+def _wait(pid: int, pidfd: int) -> int:
+    """`attend` without a terminal: signals are waited for like the child's end, which is one of them.
+
+    A handler for each of sixty signals, there and back, would take longer than many a container lives.
+    """
+    watched = (signals.SIGCHLD, *signals.heeded(FORWARDED))
+    signals.hold(watched)
+    try:
+        while True:
+            ended, status = posix.waitpid(pid, posix.WNOHANG)
+            if ended:
+                return exit_status(status)
+            number = signals.wait(watched)
+            if number != signals.SIGCHLD:
+                try:
+                    signals.send(pidfd, number)
+                except ProcessLookupError:
+                    pass
+    finally:
+        signals.release((signals.SIGCHLD, *FORWARDED))
 
 
 class _Terminal:

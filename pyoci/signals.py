@@ -105,6 +105,18 @@ def release(numbers: Iterable[int]) -> None:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, numbers)
 
 
+def heeded(numbers: Iterable[int]) -> list[int]:
+    """Those that are not ignored: what the caller ignores stays so (nohup(1))."""
+    ignored, disposition = _signal.SIG_IGN, _signal.getsignal
+    return [number for number in numbers if disposition(number) != ignored]
+
+
+def wait(numbers: Iterable[int]) -> int:
+    """The next of these signals, all of which are held (sigwait(3))."""
+    number: int = _signal.sigwait(numbers)
+    return number
+
+
 def catch(numbers: Iterable[int], handler: Callable[[int, object], None]) -> list[tuple[int, object]]:
     """Let `handler(number, frame)` have these signals; returns what `restore` needs.
 
