@@ -336,11 +336,16 @@ def make(path: Path) -> None:
     try:
         trial.write_bytes(b"")
         trial.chmod(0o600)
+        data = b""
         try:
-            trial.write_bytes(take())
+            data = take()
+        except (OSError, Unfit) as error:
+            log.debug("no snapshot", reason=str(error))
+        trial.write_bytes(data)
+        try:
             # PREFIX/lib/python3.X/site-packages/pyoci/__pycache__
             try_out(path.parents[5] / "bin" / "pyoci")
-        except (Unfit, subprocess.SubprocessError) as error:
+        except (OSError, Unfit, subprocess.SubprocessError) as error:
             log.debug("no snapshot", reason=str(error))
             trial.write_bytes(b"")
         trial.replace(path)

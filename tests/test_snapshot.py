@@ -222,6 +222,21 @@ def test_that_there_cannot_be_one_is_remembered(kept: Kept) -> None:
     assert not kept.resumes()
 
 
+@pytest.mark.parametrize("why", ["OSError(1, 'forbidden')", "Unfit('odd')"])
+def test_where_there_cannot_be_one_nobody_tries_twice(kept: Kept, why: str) -> None:
+    """No ptrace(2), no /proc/PID/syscall, ...: the next command does not spend a second on finding that out again."""
+    source = kept.package / "snapshot.py"
+    text = source.read_text()
+    source.write_text(text.replace("    child, reading, writing = waiting_interpreter()", f"    raise {why}", 1))
+    assert kept.answer() == ANSWER
+    (path,) = (kept.package / "__pycache__").glob("*.snapshot")
+    assert path.stat().st_size == 0
+    before = path.stat().st_mtime_ns
+    assert kept.answer() == ANSWER
+    assert path.stat().st_mtime_ns == before
+    assert [entry.suffix for entry in path.parent.glob("*.snapshot*")] == [".snapshot"]
+
+
 def test_a_new_package_has_a_new_one(kept: Kept) -> None:
     old = kept.take()
     source = kept.package / "commands" / "state.py"
