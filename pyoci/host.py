@@ -30,6 +30,7 @@ class Host:
     cgroup_controllers      what v2's root offers
     security_modules        "apparmor", "selinux": those that are enabled, looked for when a configuration names one
     source_types            absolute path of a bind source -> "dir", "file" or "none"
+    home                    HOME of a process that has none in its environment, "" for one that has
     copied                  destination of a tmpfs with tmpcopyup -> what the image has there (`pyoci.tree`)
     stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
     systemd                 which systemd makes cgroups: "system", "user", or "" while nobody asked for one
@@ -47,6 +48,7 @@ class Host:
         "copied",
         "euid",
         "gid",
+        "home",
         "initial_user_namespace",
         "kernel",
         "last_cap",
@@ -72,6 +74,7 @@ class Host:
         self.security_modules: tuple[str, ...] = ()
         self.source_types: dict[str, str] = {}
         self.copied: dict[str, list[list[object]]] = {}
+        self.home = ""
         self.stdio_pipes: tuple[int, ...] = ()
         self.systemd = ""
         self.systemd_cgroup = ""
@@ -190,12 +193,30 @@ def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
     process = spec.process
     if spec.linux.mount_label or (process is not None and (process.apparmor_profile or process.selinux_label)):
         probe_security_modules(host)
+    if process is not None and lacks_home(process.env):
+        from pyoci.passwd import home, place
+
+        path = spec.root.path if spec.root else ""
+        root, file = place(spec.mounts, path if path.startswith("/") else f"{bundle}/{path}", bundle)
+        host.home = home(root, process.user.uid, file)
     for mount in spec.mounts:
         if "bind" in mount.options or "rbind" in mount.options:
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
             types[source] = source_type(source)
         elif "tmpcopyup" in mount.options:
             _probe_copied(host, spec, bundle)
+
+
+def lacks_home(env: tuple[str, ...]) -> bool:
+    """Whether nothing but an empty HOME is in this environment."""
+    return not any(entry[:5] == "HOME=" and len(entry) > 5 for entry in env)  # noqa: PLR2004
+
+
+def probe_home(host: Host, pid: int, uid: int) -> None:
+    """Fill `home` for a process that joins the container whose first process is `pid`."""
+    from pyoci.passwd import home
+
+    host.home = home(f"/proc/{pid}/root", uid)
 
 
 def _probe_copied(host: Host, spec: Spec, bundle: str) -> None:

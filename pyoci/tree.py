@@ -8,11 +8,12 @@ opens each of them again, below the image's root, when it copies.
 from __future__ import annotations
 
 import posix
-from errno import ELOOP, ENOENT, ENOTDIR
+from errno import ENAMETOOLONG, ENOENT, ENOTDIR
 from stat import S_IFMT, S_IFREG, S_ISDIR, S_ISFIFO, S_ISLNK, S_ISREG
 
 from pyoci.errors import PyociError
 
+HANDLE = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
 DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 LINKS = 40  # that may be followed on the way, as the kernel has it (path_resolution(7))
 MOST = 2000  # entries of one directory tree
@@ -27,9 +28,15 @@ def listing(root: str, destination: str, where: str) -> list[Entry]:
 
     PyociError, at the JSON pointer `where`, for more than init should copy.
     """
-    fd = _find(root, destination)
-    if fd < 0:
+    handle = find(root, destination)
+    if handle < 0:
         return []
+    try:
+        fd = posix.open(".", DIRECTORY, dir_fd=handle)
+    except NotADirectoryError:
+        return []
+    finally:
+        posix.close(handle)
     found: list[Entry] = []
     try:
         status = posix.fstat(fd)
@@ -43,11 +50,13 @@ def listing(root: str, destination: str, where: str) -> list[Entry]:
     return found
 
 
-def _find(root: str, destination: str) -> int:
-    """A descriptor of a directory in `root`, by a path whose links lead to somewhere in `root` only; -1: none."""
-    parts = [part for part in destination.split("/") if part not in ("", ".")]
-    base = posix.open(root, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-    stack = [base]
+def find(root: str, path: str) -> int:
+    """A handle (O_PATH) of what `path` means in the directory `root`, whose links lead to somewhere in it only.
+
+    -1 for what is not there; OSError for what may not be looked at.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    stack = [posix.open(root, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)]
     links = 0
     try:
         while parts:
@@ -57,25 +66,25 @@ def _find(root: str, destination: str) -> int:
                     posix.close(stack.pop())
                 continue
             try:
-                stack.append(posix.open(name, DIRECTORY, dir_fd=stack[-1]))
-                continue
+                found = posix.open(name, HANDLE, dir_fd=stack[-1])
             except OSError as error:
-                if error.errno not in (ELOOP, ENOTDIR, ENOENT):
-                    raise
-                if error.errno == ENOENT:
+                if error.errno in (ENOENT, ENOTDIR, ENAMETOOLONG):
                     return -1
-            try:
-                target = posix.readlink(name, dir_fd=stack[-1])
-            except OSError:
-                return -1  # a file
+                raise
+            stack.append(found)
+            if not S_ISLNK(posix.fstat(found).st_mode):
+                continue
             links += 1
             if links > LINKS:
                 return -1
-            if target.startswith("/"):
+            target = posix.readlink(b"", dir_fd=found)
+            posix.close(stack.pop())
+            if target.startswith(b"/"):
                 while len(stack) > 1:
                     posix.close(stack.pop())
-            parts[:0] = [part for part in target.split("/") if part not in ("", ".")]
-        return posix.dup(stack[-1])
+            names = target.decode("utf-8", "surrogateescape").split("/")
+            parts[:0] = [part for part in names if part not in ("", ".")]
+        return stack.pop()
     finally:
         for fd in stack:
             posix.close(fd)

@@ -177,7 +177,7 @@ def test_only_host_reads_the_machine_for_planning() -> None:
     own = [name for name in reach("pyoci.host") if name not in ("pyoci", "pyoci.cgroup", "pyoci.host", "pyoci.errors")]
     for name in own:
         cgroups = ("pyoci.cgroup.bus", "pyoci.cgroup.detect", "pyoci.cgroup.files")
-        reading = within(name, *cgroups, "pyoci.kernel", "pyoci.tree")
+        reading = within(name, *cgroups, "pyoci.kernel", "pyoci.passwd", "pyoci.tree")
         assert reading or not within(name, "pyoci"), f"pyoci.host can load {name}"
 
 

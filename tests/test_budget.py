@@ -176,6 +176,7 @@ def bundle(watched: Watched) -> Path:
     config = loads((folder / "config.json").read_bytes())
     assert isinstance(config, dict)
     config["process"] |= {"args": ["/pause"], "terminal": False}
+    config["process"]["env"] += ["HOME=/"]  # or the image's /etc/passwd is read, see `test_a_process_without_a_home`
     (folder / "config.json").write_text(dumps(config))
     return folder
 
@@ -242,5 +243,20 @@ def test_run(watched: Watched, bundle: Path) -> None:
     name = f"budget-{watched.top.name[-8:]}"
     try:
         hold(watched, "run", "--detach", "--bundle", str(bundle), name)
+    finally:
+        watched.modules("delete", "--force", name)
+
+
+@pytest.mark.root
+def test_a_process_without_a_home(watched: Watched, bundle: Path) -> None:
+    config = loads((bundle / "config.json").read_bytes())
+    assert isinstance(config, dict)
+    config["process"]["env"].pop()
+    (bundle / "config.json").write_text(dumps(config))
+    name = f"budget-{watched.top.name[-8:]}"
+    more = {"pyoci.passwd", "pyoci.tree", "stat", "_stat"}
+    try:
+        assert watched.modules("create", "--bundle", str(bundle), name) - C - BUDGET["create"] <= more
+        assert watched.modules("exec", "--detach", name, "/pause") - C - BUDGET["exec"] <= more
     finally:
         watched.modules("delete", "--force", name)

@@ -6,7 +6,7 @@ import posix
 
 from pyoci.container.perform import write_pid_file
 from pyoci.errors import PyociError, WrongState
-from pyoci.host import probe
+from pyoci.host import lacks_home, probe
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Died, Failure, Session, perform_write, template
 from pyoci.options import absolute, read_document
@@ -129,6 +129,8 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
         from pyoci.host import probe_security_modules
 
         probe_security_modules(host)
+    if lacks_home(process.env):
+        _probe_home(host, state, process, pidfd)
     seccomp = spec.linux.seccomp
     assets: dict[str, bytes] = {}
     flags: int | None = None
@@ -188,6 +190,18 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
 
     child = posix.pidfd_open(session.pid)
     return attend(session.pid, child, session.descriptor if session.descriptor >= 0 else None)
+
+
+def _probe_home(host: Host, state: State, process: Process, pidfd: int) -> None:
+    from pyoci.host import probe_home
+    from pyoci.signals import send
+
+    probe_home(host, state.pid, process.user.uid)
+    try:
+        # that was the container's process then, and no later one with its number
+        send(pidfd, 0)
+    except ProcessLookupError:
+        raise WrongState("cannot exec in a stopped container") from None
 
 
 def hook_spawner(kind: str, state: State, host: Host, process: Process | None = None) -> Spawn:

@@ -184,7 +184,10 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
         )
     begin += late_caps
     argv = Vector([arg.encode() for arg in process.args])
-    envp = Vector([entry.encode() for entry in process.env])
+    env = process.env
+    if host.home:
+        env = (*[entry for entry in env if entry != "HOME="], f"HOME={host.home}")
+    envp = Vector([entry.encode() for entry in env])
     for number, path in enumerate(candidates):
         last = number == len(candidates) - 1
         begin.append(
