@@ -194,16 +194,6 @@ def test_filter_of_the_start_does_not_stop_it(box: Box) -> None:
     assert box.run() == "fine\n"
 
 
-def test_keyring_is_its_own(box: Box) -> None:
-    box.linux["maskedPaths"] = []
-    shown = box.run("cat /proc/keys")
-    assert f"_ses.{box.id}" in shown
-    box.process["args"] = ["cat", "/proc/keys"]
-    box.id = box.new_id()  # keys go a moment after their last user
-    box.write()
-    assert f"_ses.{box.id}" not in box.ok("run", "--no-new-keyring", "--bundle", str(box.bundle), box.id)
-
-
 def test_streams_belong_to_the_user(box: Box) -> None:
     box.process["user"] = {"uid": 1000, "gid": 1000}
     assert box.run("echo through > /dev/stdout; cat /dev/stdin", input="in\n") == "through\nin\n"

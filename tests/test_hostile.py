@@ -670,27 +670,62 @@ def compile_static(bundle: Bundle, name: str, text: str) -> None:
         pytest.skip(f"no static C library: {built.stderr[:100]}")
 
 
-def test_session_keyring_stays_outside(bundle: Bundle) -> None:
-    """What the caller keeps in its session keyring is not the container's, by create or by exec (keyrings(7))."""
-    keyctl = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
+JOIN = (
+    "import ctypes, os, sys; ctypes.CDLL(None).syscall(int(sys.argv[1]), 1, sys.argv[2].encode(), 0, 0, 0); "
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
+# In a session keyring of this name, open to everybody, as nobody: says so, and waits for the end of its input.
+SQUAT = (
+    "import ctypes, os, sys; os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534); "
+    "call = ctypes.CDLL(None).syscall; "
+    "ring = call(int(sys.argv[1]), 1, sys.argv[2].encode(), 0, 0, 0); "
+    "bad = call(int(sys.argv[1]), 5, ring, 0x3f3f3f3f, 0, 0); "
+    "os.write(1, b'%d %d\\n' % (ring > 0, bad)); os.read(0, 1)"
+)
+
+
+@pytest.fixture
+def keyctl(bundle: Bundle) -> str:
+    """The number of keyctl(2), and /bin/keyring in the image to describe the session keyring."""
+    number = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(keyctl, 0, -3, 0, 0, 0) < 0 and ctypes.get_errno() == errno.ENOSYS:
+    if libc.syscall(number, 0, -3, 0, 0, 0) < 0 and ctypes.get_errno() == errno.ENOSYS:
         pytest.skip("this kernel has no keyrings")
     compile_static(bundle, "keyring", KEYRING)
-    join = (
-        "import ctypes, os, sys; ctypes.CDLL(None).syscall(int(sys.argv[1]), 1, b'canary', 0, 0, 0); "
-        "os.execv(sys.argv[2], sys.argv[2:])"
-    )
+    return str(number)
+
+
+def joined(bundle: Bundle, keyctl: str, *command: str) -> str:
+    """What a command of pyoci prints, whose caller is in the session keyring "canary"."""
+    words = [sys.executable, "-I", "-c", JOIN, keyctl, "canary", *COMMAND, "--root", str(bundle.states), *command]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=bundle.folder, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_session_keyring_stays_outside(bundle: Bundle, keyctl: str) -> None:
+    """What the caller keeps in its session keyring is not the container's, by create or by exec (keyrings(7))."""
     name = bundle.start()
     bundle.process["args"] = ["/bin/keyring"]
     bundle.write()
     for command in (["exec", name, "/bin/keyring"], ["run", bundle.name()]):
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", join, str(keyctl), *COMMAND, "--root", str(bundle.states), *command],
-            capture_output=True, text=True, cwd=bundle.folder, check=False, timeout=30,
-        )  # fmt: skip
-        assert done.returncode == 0
-        assert done.stdout.startswith("keyring;") and "canary" not in done.stdout
+        text = joined(bundle, keyctl, *command)
+        assert text.startswith("keyring;0;") and "canary" not in text
+    assert joined(bundle, keyctl, "run", "--no-new-keyring", bundle.name()).strip().endswith(";canary")
+
+
+def test_session_keyring_of_somebody_else(bundle: Bundle, keyctl: str) -> None:
+    """A user who knows the container's id can make a keyring of any name first, and let everybody join it."""
+    bundle.process["args"] = ["/bin/keyring"]
+    bundle.write()
+    name = bundle.name()
+    words = [sys.executable, "-I", "-c", SQUAT, keyctl, f"_ses.{name}"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as squatter:
+        assert squatter.stdout is not None
+        assert squatter.stdout.readline() == "1 0\n"
+        text = joined(bundle, keyctl, "run", name)
+        squatter.communicate("")
+    assert text.startswith("keyring;0;"), "of root, and not of nobody"
 
 
 # -- Python's own dangers

@@ -11,7 +11,7 @@ init        waits for start; startContainer hooks by the runtime; seccomp; execv
 
 from __future__ import annotations
 
-from errno import EACCES, EAFNOSUPPORT, EINVAL, ENOSYS, EPERM
+from errno import EACCES, EAFNOSUPPORT, EINVAL
 
 from pyoci.kernel import flags as k
 from pyoci.kernel.seccomp import filter_flags
@@ -25,6 +25,7 @@ from pyoci.plan.entry import (
     default_signals,
     every_processor,
     granted_capabilities,
+    own_keyring,
     shed,
 )
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
@@ -157,14 +158,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops.append(Op("setsid", (), LIFECYCLE))
     ops.append(Op("umask", (0,), LIFECYCLE))
     if not options.no_new_keyring:
-        # a keyring of its own: the caller's session keys are not the container's (keyrings(7))
-        keyring = Op(
-            "keyctl",
-            (k.KEYCTL_JOIN_SESSION_KEYRING, f"_ses.{options.id}".encode(), 0, 0, 0),
-            LIFECYCLE,
-            tolerate=(ENOSYS, EPERM),
-        )
-        ops.append(keyring)
+        ops.append(own_keyring(LIFECYCLE))
     if spec.linux.sysctl or "time" in names.new:
         ops += _private_procfs()
     ops += ns.later(spec, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, EPERM
+from errno import EINVAL, ENOSYS, EPERM
 
 from pyoci.kernel import flags as k
 from pyoci.plan.ops import Blob, Op, Struct
@@ -33,12 +33,21 @@ def default_signals(origin: str = LIFECYCLE) -> list[Op]:
     return [Op("rt_sigaction", (number, Struct("sigaction"), 0, 8), origin) for number in (32, 33)]
 
 
-EVERY_PROCESSOR = Blob(b"\xff" * 128, "every processor")
+# as many as any kernel can be built for (CONFIG_NR_CPUS)
+EVERY_PROCESSOR = Blob(b"\xff" * 1024, "every processor")
 
 
 def every_processor(origin: str) -> Op:
     """All that the cgroup's cpuset has: what the caller is pinned to says nothing about the container."""
-    return Op("sched_setaffinity", (0, 128, EVERY_PROCESSOR), origin, tolerate=(EINVAL, EPERM))
+    return Op("sched_setaffinity", (0, 1024, EVERY_PROCESSOR), origin, tolerate=(EINVAL, EPERM))
+
+
+def own_keyring(origin: str) -> Op:
+    """A session keyring of its own: what the caller keeps in its is not for the container's eyes (keyrings(7)).
+
+    Without a name: joining a name is to take what whoever had it first has put there, and lets others read.
+    """
+    return Op("keyctl", (k.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0), origin, tolerate=(ENOSYS, EPERM))
 
 
 def granted_capabilities(host: Host, user_namespace: bool) -> int:

@@ -7,10 +7,18 @@ container is a pidfd that the runtime has checked.
 
 from __future__ import annotations
 
-from errno import EINVAL, ENOSYS, EPERM
+from errno import EINVAL
 
 from pyoci.kernel import flags as k
-from pyoci.plan.entry import NAME, TERMINAL_MESSAGE, default_signals, every_processor, granted_capabilities, shed
+from pyoci.plan.entry import (
+    NAME,
+    TERMINAL_MESSAGE,
+    default_signals,
+    every_processor,
+    granted_capabilities,
+    own_keyring,
+    shed,
+)
 from pyoci.plan.ops import RUNTIME, Op, Ref, Struct, Vector
 from pyoci.plan.paths import HANDLE, close
 from pyoci.plan.process import ARGS, plan_process
@@ -101,9 +109,7 @@ def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
             Op("setresuid", (0, 0, 0), origin, tolerate=(EINVAL,)),
         ]
     ops.append(Op("setsid", (), origin))
-    # what the caller keeps in its session keyring is not for the container's eyes (keyrings(7)); without a name, so
-    # that nobody can have made it before
-    ops.append(Op("keyctl", (k.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0), origin, tolerate=(ENOSYS, EPERM)))
+    ops.append(own_keyring(origin))
     return ops
 
 
