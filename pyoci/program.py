@@ -106,7 +106,9 @@ class _Assembler:
         return address
 
     def vector(self, value: Vector) -> int:
-        addresses = [self.string(item) for item in value.items]
+        addresses = [
+            self.string(item) if type(item) is bytes else self.argument(item, None)[0] for item in value.items
+        ]
         addresses.append(0)
         return self.place(Packer(f"<{len(addresses)}Q").pack(*addresses))
 
@@ -140,7 +142,7 @@ class _Assembler:
             raise KeyError(f"@{name} is used before any op gives it")
         return slot
 
-    def argument(self, value: object, op: Op) -> tuple[int, bool]:
+    def argument(self, value: object, op: Op | None) -> tuple[int, bool]:
         """The 64-bit word for `value`, and whether it is the address of a register to load."""
         kind = type(value)
         if kind is Struct:
@@ -165,7 +167,8 @@ class _Assembler:
                 return len(content) // 8, False
             return self.place(content), False
         if kind is Buffer:
-            address = self.place(bytes(value.size))  # type: ignore[attr-defined]
+            before = value.before  # type: ignore[attr-defined]
+            address = self.place(before + bytes(value.size)) + len(before)  # type: ignore[attr-defined]
             self.buffers[value.name] = address  # type: ignore[attr-defined]
             return address, False
         if kind is Address:

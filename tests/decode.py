@@ -170,14 +170,16 @@ class Check:
         elif isinstance(value, Vector):
             addresses = [image.word(word + 8 * index) for index in range(len(value.items) + 1)]
             assert addresses.pop() == 0
-            assert [image.string(address) for address in addresses] == list(value.items)
+            for address, item in zip(addresses, value.items, strict=True):
+                self.value(item, address)
         elif isinstance(value, Blob):
             assert image.read(word, len(value.data)) == value.data
         elif isinstance(value, Asset):
             content = self.assets[value.name]
             assert word == len(content) // 8 if value.count else image.read(word, len(content)) == content
         elif isinstance(value, Buffer):
-            assert image.read(word, value.size) == bytes(value.size)
+            before = len(value.before)
+            assert image.read(word - before, before + value.size) == value.before + bytes(value.size)
             self.buffers[value.name] = word
         elif isinstance(value, Address):
             assert word == self.buffers[value.name] + value.offset

@@ -11,9 +11,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pyoci.host import Host
+from pyoci.kernel import scheduling
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.flags import NAMESPACES, RLIMITS
 from pyoci.plan.container import PlanOptions
+from pyoci.spec.tuning_rules import WITH_PRIORITY
 
 Json = dict[str, Any]
 
@@ -50,6 +52,24 @@ def rlimits(draw: st.DrawFn) -> list[Json]:
     return [{"type": kind, "soft": soft, "hard": hard} for kind, (soft, hard) in zip(kinds, limits, strict=True)]
 
 
+lists = st.sampled_from(("0", "0-3", "1,3-4", "7"))
+
+
+@st.composite
+def schedulers(draw: st.DrawFn) -> Json:
+    policy = draw(st.sampled_from(sorted(scheduling.POLICIES)))
+    asked: Json = {"policy": policy}
+    if policy in WITH_PRIORITY:
+        asked["priority"] = draw(st.integers(1, 99))
+    elif policy == "SCHED_DEADLINE":
+        asked |= {"runtime": draw(st.integers(0, 2**64 - 1)), "deadline": 2, "period": 3}
+    else:
+        asked["nice"] = draw(st.integers(-20, 19))
+    if draw(st.booleans()):
+        asked["flags"] = draw(st.lists(st.sampled_from(sorted(scheduling.SCHED_FLAGS)), unique=True))
+    return asked
+
+
 processes = st.fixed_dictionaries(
     {
         "cwd": st.sampled_from(("/", "/home/user", "/a/../b", "//")),
@@ -64,6 +84,13 @@ processes = st.fixed_dictionaries(
         "rlimits": rlimits(),
         "noNewPrivileges": st.booleans(),
         "oomScoreAdj": st.integers(-1000, 1000),
+        "scheduler": schedulers(),
+        "ioPriority": st.fixed_dictionaries(
+            {"class": st.sampled_from(sorted(scheduling.IOPRIO_CLASSES))}, optional={"priority": st.integers(0, 7)}
+        ),
+        "execCPUAffinity": optional(initial=lists, final=lists),
+        "apparmorProfile": st.sampled_from(("", "unconfined", "a profile")),
+        "selinuxLabel": st.sampled_from(("", "system_u:system_r:container_t:s0:c1,c2")),
     },
 )
 
@@ -215,6 +242,12 @@ def documents(draw: st.DrawFn) -> Json:
             maskedPaths=st.lists(places, max_size=2),
             readonlyPaths=st.lists(places, max_size=2),
             cgroupsPath=st.sampled_from(("/group", "relative/group")),
+            mountLabel=st.just("system_u:object_r:container_file_t:s0"),
+            personality=st.fixed_dictionaries({"domain": st.sampled_from(sorted(scheduling.PERSONALITIES))}),
+            memoryPolicy=st.fixed_dictionaries(
+                {"mode": st.sampled_from(sorted(scheduling.MEMORY_MODES)), "nodes": lists},
+                optional={"flags": st.lists(st.sampled_from(sorted(scheduling.MEMORY_FLAGS)), unique=True)},
+            ),
         )
     )
     document["linux"] = linux
@@ -244,6 +277,9 @@ def hosts(draw: st.DrawFn) -> Host:
         host.cgroup_self[""] = draw(st.sampled_from(("/", "/own/process")))
     if host.cgroup_mode == "v2":
         host.cgroup_controllers = ("cpuset", "cpu", "io", "memory", "pids")
+    # what is refused without them is refused by any plan
+    host.security_modules = ("apparmor", "selinux")
+    host.home = draw(st.sampled_from(("", "/", "/home/me")))
     host.stdio_pipes = draw(st.sampled_from(((), (1,), (0, 1, 2))))
     kinds = st.sampled_from(("dir", "file", "none"))
     host.source_types = {path: draw(kinds) for path in ("/src", "/src/file", f"{BUNDLE}/relative", "/dev/null")}
@@ -256,7 +292,9 @@ plan_options = st.builds(
     st.just(BUNDLE),
     listen=st.booleans(),
     console=st.sampled_from((None, "console")),
-    preserve_fds=st.sampled_from((0, 3)),
+    preserve_fds=st.sampled_from((1, 3)),
+    listen_fds=st.sampled_from((0, 1)),
+    listen_names=st.sampled_from(("", "a:b")),
     no_pivot=st.booleans(),
     no_new_keyring=st.booleans(),
 )

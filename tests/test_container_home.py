@@ -168,7 +168,7 @@ def test_what_mounts_cover(mounts: tuple[Mount, ...], expected: tuple[str, str])
 
 
 def test_the_plan_has_it() -> None:
-    def env(given: tuple[str, ...], found: str) -> list[bytes]:
+    def env(given: tuple[str, ...], found: str) -> list[object]:
         spec = Spec("1.2.0", Root("r"), (), Process("/", ("a",), given), linux=Linux(namespaces=(Namespace("mount"),)))
         host = Host()
         host.home = found

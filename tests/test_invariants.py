@@ -111,7 +111,7 @@ def joining(document: dict[str, Any], host: Host, options: PlanOptions) -> Itera
         yield Case(
             "exec",
             document,
-            lambda: join.plan_exec(process, host, target(), flags, options.console, options.preserve_fds),
+            lambda: join.plan_exec(process, host, target(), flags, options.console, options.preserve_fds, spec.linux),
             fds,
             True,
             paths,
@@ -424,6 +424,9 @@ def the_root_is_reached_by_handles(case: Case) -> None:
             assert isinstance(resolve, int)
             assert resolve & (k.RESOLVE_IN_ROOT | k.RESOLVE_BENEATH), op
             assert resolve & (k.RESOLVE_NO_MAGICLINKS | k.RESOLVE_NO_SYMLINKS), op
+        elif op.call == "readlinkat":
+            # its own pid, from where nothing of an image is
+            assert op.args[:2] in ((k.AT_FDCWD, b"/proc/self"), (Ref("proc"), b"self")), op
         elif op.call in PATHS:
             if op.call == "openat" and op.args[1] == b"/dev/null":
                 assert op.args[2] & k.O_NOFOLLOW, op  # type: ignore[operator]

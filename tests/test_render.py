@@ -87,6 +87,7 @@ def test_strings_are_one_line_and_plain(text: bytes, expected: str) -> None:
         ),
         ("setgroups(1, <[5]>)", "setgroups", (1, Blob(b"\5\0\0\0", "[5]"))),
         ("write(3, <4 bytes>, 4)", "write", (3, Blob(bytes(4)), 4)),
+        ('execve("/x", [], [<pid-4>])', "execve", (b"/x", Vector([]), Vector([Address("pid", -4)]))),
         ("getcwd(<4096 bytes>, 4096)", "getcwd", (Buffer("cwd", 4096), 4096)),
         ("expect(<cwd+8>, 255, 47, 2)", "expect", (Address("cwd", 8), 255, 47, 2)),
         (

@@ -78,16 +78,23 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
     if source_type(root) != "dir":
         raise PyociError(f"/root/path: invalid rootfs: stat {root}: no such file or directory, or not a directory")
     check_mount_namespace(spec)
+    listen_fds, listen_names = 0, ""
+    if b"LISTEN_FDS" in posix.environ:
+        from pyoci.activation import received
+
+        listen_fds, listen_names = received(posix.environ, posix.getpid())
     plan_options = PlanOptions(
         options.id,
         bundle,
         listen=listen,
         console=console,
-        preserve_fds=options.preserve_fds,
+        preserve_fds=listen_fds + options.preserve_fds,
         no_pivot=options.no_pivot,
         no_new_keyring=options.no_new_keyring,
         cgroup_manager=options.cgroup_manager,
         rootless=options.rootless,
+        listen_fds=listen_fds,
+        listen_names=listen_names,
     )
     plan = plan_container(spec, host, plan_options)
     warn_capabilities(spec, host)

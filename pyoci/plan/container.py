@@ -35,8 +35,11 @@ from pyoci.spec.linux_rules import sysctl_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyoci.host import Host
     from pyoci.plan.cgroups import CgroupPlan
+    from pyoci.plan.ops import Address
     from pyoci.spec.types import Spec
 
 # the launcher's own descriptors, behind the standard streams and those that the caller hands through
@@ -49,6 +52,7 @@ class PlanOptions:
 
     bundle        absolute path of the bundle; relative sources are relative to it
     listen        the container waits for `start` on a socket (create) or goes on at once (run)
+    listen_fds, listen_names  how many of them, the first, are a service manager's, and $LISTEN_FDNAMES
     console       None, or where the terminal's master goes: "console" (a socket of the caller's) or "control" (to us)
     preserve_fds  how many descriptors after the standard streams the container inherits
     cgroup_manager  "cgroupfs", "systemd" or "disabled"
@@ -56,7 +60,8 @@ class PlanOptions:
     """
 
     __slots__ = (
-        "bundle", "cgroup_manager", "console", "id", "listen", "no_new_keyring", "no_pivot", "preserve_fds", "rootless",
+        "bundle", "cgroup_manager", "console", "id", "listen", "listen_fds", "listen_names", "no_new_keyring",
+        "no_pivot", "preserve_fds", "rootless",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - one a flag
@@ -70,6 +75,8 @@ class PlanOptions:
         no_new_keyring: bool = False,
         cgroup_manager: str = "cgroupfs",
         rootless: bool | None = None,
+        listen_fds: int = 0,
+        listen_names: str = "",
     ) -> None:
         self.id = id
         self.bundle = bundle
@@ -80,6 +87,8 @@ class PlanOptions:
         self.no_new_keyring = no_new_keyring
         self.cgroup_manager = cgroup_manager
         self.rootless = rootless
+        self.listen_fds = listen_fds
+        self.listen_names = listen_names
 
 
 class ContainerPlan:
@@ -159,8 +168,12 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops.append(Op("umask", (0,), LIFECYCLE))
     if not options.no_new_keyring:
         ops.append(own_keyring(LIFECYCLE))
-    if spec.linux.sysctl or "time" in names.new:
+    if spec.linux.sysctl or "time" in names.new or (options.listen_fds and "pid" in names.joined):
         ops += _private_procfs()
+    if options.listen_fds:
+        from pyoci.plan import listening
+
+        ops += listening.own_pid(names)
     ops += ns.later(spec, names)
     if "network" in names.new:
         ops += _loopback()
@@ -345,6 +358,14 @@ def _seal_root(spec: Spec, late: list[Op], own_mounts: bool, no_pivot: bool) -> 
     return ops
 
 
+def _listening(options: PlanOptions, names: ns.Namespaces) -> Sequence[bytes | Address]:
+    if not options.listen_fds:
+        return ()
+    from pyoci.plan import listening
+
+    return listening.variables(options.listen_fds, options.listen_names, names)
+
+
 def _process(
     spec: Spec, host: Host, options: PlanOptions, names: ns.Namespaces, process_fds: dict[str, int]
 ) -> list[Op]:
@@ -364,6 +385,7 @@ def _process(
             None if seccomp is None else filter_flags(seccomp.flags),
             () if process.terminal else host.stdio_pipes,
             not (user_namespace and ns.denies_setgroups(spec.linux, host)),
+            _listening(options, names),
         )
         if spec.linux.personality or spec.linux.memory_policy:
             from pyoci.plan.tuning import of_container

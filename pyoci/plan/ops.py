@@ -57,11 +57,11 @@ class Struct:
 
 
 class Vector:
-    """A NULL-terminated array of addresses of NUL-terminated strings: argv, envp."""
+    """A NULL-terminated array of addresses of NUL-terminated strings: argv, envp.  An item may be in a `Buffer`."""
 
     __slots__ = ("items",)
 
-    def __init__(self, items: Sequence[bytes]) -> None:
+    def __init__(self, items: Sequence[bytes | Address]) -> None:
         self.items = items
 
 
@@ -89,13 +89,17 @@ class Asset:
 
 
 class Buffer:
-    """`size` zeroed bytes that the call writes; a later op passes the same memory by `Address(name)`."""
+    """`size` zeroed bytes that the call writes; a later op passes the same memory by `Address(name)`.
 
-    __slots__ = ("name", "size")
+    `before` is what is right in front of them: the beginning of a string whose rest the call writes.
+    """
 
-    def __init__(self, name: str, size: int) -> None:
+    __slots__ = ("before", "name", "size")
+
+    def __init__(self, name: str, size: int, before: bytes = b"") -> None:
         self.name = name
         self.size = size
+        self.before = before
 
 
 class Address:

@@ -18,6 +18,8 @@ from pyoci.plan.paths import HANDLE, SCOPED, close, openat2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyoci.host import Host
     from pyoci.spec.types import Capabilities, Process
 
@@ -115,6 +117,7 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
     seccomp_flags: int | None,
     chown_stdio: tuple[int, ...],
     drop_groups: bool,
+    more_env: Sequence[bytes | Address] = (),
 ) -> ProcessPlan:
     """Ops for `process`.
 
@@ -122,6 +125,7 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
     seccomp_flags  flags for seccomp(2), or None without a filter
     chown_stdio    standard streams that become the user's, so that /dev/stdout can be opened
     drop_groups    False where setgroups(2) is denied (a user namespace without a privileged map)
+    more_env       variables that the process gets besides its own
     """
     plan = ProcessPlan()
     prepare = plan.prepare
@@ -187,7 +191,11 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
     env = process.env
     if host.home:
         env = (*[entry for entry in env if entry != "HOME="], f"HOME={host.home}")
-    envp = Vector([entry.encode() for entry in env])
+    if more_env:
+        from pyoci.plan.listening import NAMES
+
+        env = tuple(entry for entry in env if not entry.startswith(NAMES))
+    envp = Vector([*[entry.encode() for entry in env], *more_env])
     for number, path in enumerate(candidates):
         last = number == len(candidates) - 1
         begin.append(

@@ -128,7 +128,7 @@ def _value(value: object) -> str:  # noqa: PLR0911 - one answer a kind of argume
         shown = [name for name, field in value.fields.items() if field != 0]
         return "{" + ", ".join(f"{name}={_field(value, name)}" for name in shown) + "}"
     if isinstance(value, Vector):
-        return "[" + ", ".join(quote(item) for item in value.items) + "]"
+        return "[" + ", ".join(_value(item) for item in value.items) + "]"
     if isinstance(value, Blob):
         return f"<{value.label or f'{len(value.data)} bytes'}>"
     if isinstance(value, Asset):
@@ -136,7 +136,7 @@ def _value(value: object) -> str:  # noqa: PLR0911 - one answer a kind of argume
     if isinstance(value, Buffer):
         return f"<{value.size} bytes>"
     if isinstance(value, Address):
-        return f"<{value.name}+{value.offset}>"
+        return f"<{value.name}{value.offset:+d}>"
     if isinstance(value, int) and value in SPECIAL:
         return SPECIAL[value]
     return str(value)
