@@ -3,6 +3,7 @@
     unit_property(name, value)    what the next call tells; value as GVariant text
     start_unit(name, @stage)      start the transient unit, with init's first stage as a scope's first process
     set_unit(name)                change the properties of one that runs
+    attach_unit(name, @stage)     put a stage of exec's into a user's unit, where the user itself may not
     adopt_cgroup(path)            a cgroup of the unit: there already, or made where systemd does not (v1)
     adopt_cpuset(path)            the same in v1's cpuset, where a new one has no CPU until given some
 """
@@ -127,6 +128,38 @@ class Unit:
     def _object(self) -> str:
         (found,) = connect(self._instance).call("GetUnit", "s", (self.state.unit.partition(" ")[2],))
         return str(found)
+
+
+def attaching(state: State) -> list[Op]:
+    """What exec asks of a user's systemd before its clone3: nothing, where the user may write to what we and the
+    container are both below (cgroups(7), "Delegation containment")."""
+    from pyoci.cgroup.detect import detect
+    from pyoci.plan.cgroup_entry import PATH_CLAUSE
+    from pyoci.plan.ops import RUNTIME, Op, Ref
+
+    _, mounts, own, _ = detect()
+    if "" not in mounts or "" not in state.cgroup_paths:
+        return []
+    common = mounts[""]
+    ours = (common + own[""]).split("/")
+    for at, (one, other) in enumerate(zip(ours, state.cgroup_paths[""].split("/"), strict=False)):
+        if one != other:
+            break
+        common = "/".join(ours[: at + 1])
+    if posix.access(common + "/cgroup.procs", posix.W_OK):
+        return []
+    return [Op("attach_unit", (state.unit.partition(" ")[2].encode(), Ref("stage")), PATH_CLAUSE, None, RUNTIME)]
+
+
+def attach(state: State, stage: int) -> None:
+    """Have systemd move the process `stage` into the container's unit."""
+    instance, _, name = state.unit.partition(" ")
+    try:
+        connect(instance).call("AttachProcessesToUnit", "ssau", (name, "", [stage]))
+    except BusError as error:
+        raise PyociError(
+            f"{error}; run pyoci in a scope of your own systemd: systemd-run --user --scope pyoci ..."
+        ) from error
 
 
 def stop(state: State, directory: str) -> None:

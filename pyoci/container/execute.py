@@ -109,6 +109,10 @@ def target_of(state: State) -> Target:
         from pyoci.plan.cgroup_entry import join_ops
 
         cgroup, opens, enter = join_ops(exec_paths(state.cgroup_paths, state.pid))
+    if state.unit.startswith("user "):
+        from pyoci.cgroup.systemd import attaching
+
+        opens = [*attaching(state), *opens]
     return Target(state.pid, state.namespaces, cgroup, opens, enter, _denies_setgroups(state))
 
 
@@ -156,9 +160,7 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
         elif op.call == "write":
             perform_write(op, session.pid)
         else:
-            from pyoci.cgroup.perform import perform as in_cgroup
-
-            in_cgroup(op, session.pid)
+            _in_cgroup(op, session, state)
 
     session = Session(assemble(ops, template(), host.arch, numbers(host.arch), fds, assets), perform)
     given = {"container": pidfd}
@@ -204,6 +206,17 @@ def _probe_home(host: Host, state: State, process: Process, pidfd: int) -> None:
         raise WrongState("cannot exec in a stopped container") from None
 
 
+def _in_cgroup(op: Op, session: Session, state: State) -> None:
+    if op.call == "attach_unit":
+        from pyoci.cgroup.systemd import attach
+
+        attach(state, session.stage)
+    else:
+        from pyoci.cgroup.perform import perform
+
+        perform(op, session.pid)
+
+
 def hook_spawner(kind: str, state: State, host: Host, process: Process | None = None) -> Spawn:
     """A `start` for `run_hooks` that starts each hook in the container's namespaces; with the rights of `process`."""
     target = target_of(state)
@@ -217,9 +230,7 @@ def hook_spawner(kind: str, state: State, host: Host, process: Process | None = 
             if op.call == "write":
                 perform_write(op, session.pid)
             else:
-                from pyoci.cgroup.perform import perform as in_cgroup
-
-                in_cgroup(op, session.pid)
+                _in_cgroup(op, session, state)
 
         session = Session(assemble(ops, template(), host.arch, numbers(host.arch), fds, {}), perform)
         pidfd = open_init(state)
