@@ -282,26 +282,30 @@ def masked(paths: tuple[str, ...]) -> list[Op]:
     """Hide each path: a file behind /dev/null, a directory behind an empty read-only tmpfs
     (config-linux.md#masked-paths).
 
-    `@null` is a handle of the host's /dev/null, checked to be that device; `@empty` a tmpfs.
+    `@null` is a handle of the host's /dev/null, checked to be that device.
     """
-    origin = "config-linux.md#masked-paths"
-    attributes = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
-    # one for all directories: nobody can put anything into it
-    ops = [
-        Op("fsopen", (b"tmpfs", k.FSOPEN_CLOEXEC), origin, "fs"),
-        _fsconfig(k.FSCONFIG_SET_STRING, b"size", b"4096", origin),
-        _fsconfig(k.FSCONFIG_SET_FLAG, b"ro", 0, origin),
-        _fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin),
-        Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, attributes), origin, "empty"),
-        close("fs", origin),
-    ]
-    flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH
+    ops: list[Op] = []
     for index, path in enumerate(paths):
         origin = f"/linux/maskedPaths/{index}"
         directory = [
-            Op("open_tree", (Ref("empty"), b"", flags), origin, "tree"),
+            Op("fsopen", (b"tmpfs", k.FSOPEN_CLOEXEC), origin, "fs"),
+            _fsconfig(k.FSCONFIG_SET_STRING, b"size", b"4096", origin),
+            _fsconfig(k.FSCONFIG_SET_FLAG, b"ro", 0, origin),
+            _fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin),
+            Op(
+                "fsmount",
+                (
+                    Ref("fs"),
+                    k.FSMOUNT_CLOEXEC,
+                    k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC,
+                ),
+                origin,
+                "tree",
+            ),
+            close("fs", origin),
             move_op("tree", "target", origin),
         ]
+        flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH
         hide = [
             Op("open_tree", (Ref("null"), b"", flags), origin, "tree"),
             # EINVAL: a file cannot be mounted on a directory
@@ -316,7 +320,6 @@ def masked(paths: tuple[str, ...]) -> list[Op]:
             close("target", origin),
         ]
         ops.append(openat2("rootfs", relative(path), HANDLE, SCOPED, origin, "target", tolerate=(ENOENT,), then=hide))
-    ops.append(close("empty", "config-linux.md#masked-paths"))
     return ops
 
 
