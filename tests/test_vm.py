@@ -70,3 +70,12 @@ def test_limits_of_v2(vm: Run) -> None:
     done = vm(*pytest_there, "tests/test_cgroup_v2.py", timeout=900)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("layout", ["v2", "hybrid", "v1"])
+def test_units_of_systemd(vm: Run, layout: str) -> None:
+    """The tests of --systemd-cgroup, which skip themselves where systemd is not process 1."""
+    pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = vm(*pytest_there, "tests/test_systemd.py", layout=layout, timeout=900)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout

@@ -130,25 +130,21 @@ class Unit:
         return str(found)
 
 
-def attaching(state: State) -> list[Op]:
-    """What exec asks of a user's systemd before its clone3: nothing, where the user may write to what we and the
-    container are both below (cgroups(7), "Delegation containment")."""
+def must_attach(state: State) -> bool:
+    """Whether a user's systemd has to put exec's process into the container's unit: where the user may not write to
+    what we and the container are both below (cgroups(7), "Delegation containment")."""
     from pyoci.cgroup.detect import detect
-    from pyoci.plan.cgroup_entry import PATH_CLAUSE
-    from pyoci.plan.ops import RUNTIME, Op, Ref
 
     _, mounts, own, _ = detect()
     if "" not in mounts or "" not in state.cgroup_paths:
-        return []
+        return False
     common = mounts[""]
     ours = (common + own[""]).split("/")
     for at, (one, other) in enumerate(zip(ours, state.cgroup_paths[""].split("/"), strict=False)):
         if one != other:
             break
         common = "/".join(ours[: at + 1])
-    if posix.access(common + "/cgroup.procs", posix.W_OK):
-        return []
-    return [Op("attach_unit", (state.unit.partition(" ")[2].encode(), Ref("stage")), PATH_CLAUSE, None, RUNTIME)]
+    return not posix.access(common + "/cgroup.procs", posix.W_OK)
 
 
 def attach(state: State, stage: int) -> None:

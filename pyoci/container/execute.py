@@ -110,9 +110,13 @@ def target_of(state: State) -> Target:
 
         cgroup, opens, enter = join_ops(exec_paths(state.cgroup_paths, state.pid))
     if state.unit.startswith("user "):
-        from pyoci.cgroup.systemd import attaching
+        from pyoci.cgroup.systemd import must_attach
 
-        opens = [*attaching(state), *opens]
+        if must_attach(state):
+            from pyoci.plan.ops import RUNTIME, Op, Ref
+
+            name = state.unit.partition(" ")[2].encode()
+            opens = [Op("attach_unit", (name, Ref("stage")), "exec", None, RUNTIME), *opens]
     return Target(state.pid, state.namespaces, cgroup, opens, enter, _denies_setgroups(state))
 
 

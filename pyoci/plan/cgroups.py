@@ -92,8 +92,9 @@ def plan_cgroups(
         plan.before_clone.append(open_cgroup(directory, origin))
         plan.create += owner_ops(spec, host, plan)
     plan.create += limits.ops
-    # Without root's rights no device list can be set; nor has the container a device that its user could not open.
-    if resources is not None and resources.devices and not rootless:
+    # Without root's rights, also as root of a user namespace, no device list can be set; nor has the container a device
+    # that its user could not open.
+    if resources is not None and resources.devices and not rootless and host.initial_user_namespace:
         add_devices(plan, resources, limits)
     _, opens, enter = join_ops(plan.paths, origin)
     plan.before_clone += opens

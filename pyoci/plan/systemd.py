@@ -149,7 +149,8 @@ def plan_systemd(spec: Spec, host: Host, id: str, rootless: bool) -> CgroupPlan:
     plan.before_clone += ops
     if "" in plan.paths:
         plan.before_clone.append(open_cgroup(plan.paths[""].encode(), origin))
-    if resources is not None and limits is not None and resources.devices and not rootless:
+    listed = resources is not None and bool(resources.devices) and not rootless and host.initial_user_namespace
+    if listed and resources is not None and limits is not None:
         made = len(plan.create)
         add_devices(plan, resources, limits)
         # v1's device files can only be written once the unit is there

@@ -1,0 +1,229 @@
+"""Containers in units of systemd's, where systemd is process 1 (on a machine without it: in a virtual machine).
+
+What systemd says of the unit and what the kernel says of its cgroup are both looked at: a limit that only one of them
+knows is lost at the next reload, or was never there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from containers import Box, needed, until
+
+from pyoci.host import probe
+
+pytestmark = [
+    *needed,
+    pytest.mark.skipif(not Path("/run/systemd/private").exists(), reason="systemd is not process 1 here"),
+]
+V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+
+
+def show(unit: str, *properties: str) -> dict[str, str]:
+    words = ["systemctl", "show", unit, "--property", ",".join(properties)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+
+
+def loaded(unit: str) -> bool:
+    return show(unit, "LoadState")["LoadState"] == "loaded"
+
+
+class Unit(Box):
+    """A box whose containers are the units `t-ID.scope` in pyoci-test.slice."""
+
+    @property
+    def unit(self) -> str:
+        """The unit of the box's own container."""
+        return f"t-{self.id}.scope"
+
+    def command(self, *args: str) -> list[str]:
+        return super().command("--systemd-cgroup", *args)
+
+    def write(self, id: str = "") -> None:
+        self.linux["cgroupsPath"] = f"pyoci-test.slice:t:{id or self.id}"
+        (self.bundle / "config.json").write_text(json.dumps(self.config), encoding="utf-8")
+
+    def file(self, controller: str, name: str) -> str:
+        """A file of the unit's cgroup."""
+        top = Path("/sys/fs/cgroup") if V2 else Path("/sys/fs/cgroup") / controller
+        return (top / "pyoci.slice/pyoci-test.slice" / self.unit / name).read_text().strip()
+
+    def nothing_left(self) -> None:
+        """No cgroup, no unit, no state."""
+        until(lambda: not [*Path("/sys/fs/cgroup").rglob(self.unit)], "the unit's cgroups go")
+        assert not loaded(self.unit)
+        assert not (self.states / self.id).exists()
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Iterator[Unit]:
+    made = Unit(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+    made.nothing_left()
+
+
+def test_limits_are_systemds_and_the_kernels(unit: Unit) -> None:
+    unit.linux["resources"] = {
+        "memory": {"limit": 64 << 20},
+        "cpu": {"shares": 512, "quota": 20000, "period": 50000} | ({"cpus": "0", "mems": "0"} if V2 else {}),
+        "pids": {"limit": 9},
+    }
+    unit.config["annotations"] = {"org.systemd.property.TimeoutStopSec": "7"}
+    unit.start()
+    names = "ActiveState Delegate MemoryMax MemoryLimit CPUWeight CPUShares CPUQuotaPerSecUSec TasksMax AllowedCPUs"
+    told = show(unit.unit, *names.split(), "TimeoutStopUSec", "Slice", "ControlGroup")
+    assert told["ActiveState"] == "active"
+    assert told["Delegate"] == "yes"
+    assert told["MemoryMax" if V2 else "MemoryLimit"] == str(64 << 20)
+    assert (told["CPUWeight"] == "59") if V2 else (told["CPUShares"] == "512")
+    assert told["CPUQuotaPerSecUSec"] == "400ms"
+    assert told["TasksMax"] == "9"
+    assert told["TimeoutStopUSec"] == "7s"
+    assert told["Slice"] == "pyoci-test.slice"
+    assert told["ControlGroup"] == f"/pyoci.slice/pyoci-test.slice/{unit.unit}"
+
+    def of_kernel() -> None:
+        assert unit.file("pids", "pids.max") == "9"
+        if V2:
+            assert unit.file("", "memory.max") == str(64 << 20)
+            assert unit.file("", "cpu.max") == "20000 50000"
+            assert unit.file("", "cpuset.cpus.effective") == "0"
+        else:
+            assert unit.file("memory", "memory.limit_in_bytes") == str(64 << 20)
+            assert unit.file("cpu", "cpu.cfs_quota_us") == "20000"
+
+    of_kernel()
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    of_kernel()
+
+
+def test_pids_bite(unit: Unit) -> None:
+    unit.linux["resources"] = {"pids": {"limit": 4}}
+    unit.start()
+    done = unit("exec", unit.id, "sh", "-c", "for i in 1 2 3 4 5; do sleep 5 & done; echo all")
+    assert "can't fork" in done.stderr
+    assert "all" not in done.stdout
+
+
+def test_memory_bites(unit: Unit) -> None:
+    unit.linux["resources"] = {"memory": {"limit": 16 << 20, "swap": 16 << 20}}
+    unit.start()
+    done = unit("exec", unit.id, "sh", "-c", "x=x; while :; do x=$x$x; done")
+    assert done.returncode == 128 + signal.SIGKILL, done
+    counted = unit.file("", "memory.events") if V2 else unit.file("memory", "memory.oom_control")
+    assert "oom_kill 1" in counted.splitlines()
+    assert unit.status() == "running"
+
+
+def test_devices_stay_denied_after_a_reload(unit: Unit) -> None:
+    unit.linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
+    unit.capabilities("CAP_MKNOD")
+    unit.start("mknod /tmp/full c 1 7; mknod /tmp/kmsg c 1 11; sleep 100")
+    look = "head -c1 /tmp/full >/dev/null && echo full; head -c1 /tmp/kmsg >/dev/null && echo kmsg; true"
+    until(lambda: unit("exec", unit.id, "ls", "/tmp/kmsg").returncode == 0)
+    for _ in range(2):
+        done = unit("exec", unit.id, "sh", "-c", look)
+        assert done.stdout == "full\n", done
+        assert "not permitted" in done.stderr
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+        subprocess.run(["systemctl", "set-property", "--runtime", unit.unit, "CPUWeight=50"], check=True)
+
+
+def test_update_tells_systemd(unit: Unit) -> None:
+    unit.start()
+    unit.ok("update", "--memory", "48M", "--pids-limit", "11", "--cpu-quota", "30000", unit.id)
+    told = show(unit.unit, "MemoryMax", "MemoryLimit", "TasksMax", "CPUQuotaPerSecUSec")
+    assert told["MemoryMax" if V2 else "MemoryLimit"] == str(48 << 20)
+    assert (told["TasksMax"], told["CPUQuotaPerSecUSec"]) == ("11", "300ms")
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    assert unit.file("pids", "pids.max") == "11"
+
+
+def test_a_name_that_is_taken(unit: Unit) -> None:
+    """Somebody else's unit is not ours to stop, whatever becomes of create."""
+    words = ["systemd-run", "--scope", "--quiet", f"--unit={unit.unit}", "sleep", "60"]
+    with subprocess.Popen(words) as other:
+        until(lambda: show(unit.unit, "ActiveState")["ActiveState"] == "active")
+        unit.process["args"] = ["true"]
+        unit.write()
+        error = unit.fails("create", "--bundle", str(unit.bundle), unit.id)
+        assert f"systemd has a unit {unit.unit} already" in error
+        assert not (unit.states / unit.id).exists()
+        assert other.poll() is None
+        other.kill()
+    until(lambda: not loaded(unit.unit))
+
+
+def test_systemds_words_are_passed_on(unit: Unit) -> None:
+    unit.config["annotations"] = {"org.systemd.property.NoSuchThing": "true"}
+    unit.process["args"] = ["true"]
+    unit.write()
+    error = unit.fails("create", "--bundle", str(unit.bundle), unit.id)
+    assert "systemd refused StartTransientUnit" in error
+    assert "NoSuchThing" in error
+    assert not (unit.states / unit.id).exists()
+
+
+def test_pause_and_a_second_life(unit: Unit) -> None:
+    unit.start()
+    unit.ok("pause", unit.id)
+    assert unit.status() == "paused"
+    unit.ok("delete", "--force", unit.id)
+    unit.nothing_left()
+    unit.start()
+    assert unit.status() == "running"
+
+
+def test_a_killed_create_leaves_what_delete_can_remove(unit: Unit) -> None:
+    unit.process["args"] = ["sleep", "100"]
+    unit.write()
+    words = unit.command("create", "--bundle", str(unit.bundle), unit.id)
+    for delay in (0.3, 0.6, 0.9, 1.2):
+        null = subprocess.DEVNULL
+        creator = subprocess.Popen(words, stdin=null, stdout=null, stderr=null)
+        time.sleep(delay)
+        creator.kill()
+        creator.wait()
+        unit.ok("delete", "--force", unit.id)
+        unit.nothing_left()
+
+
+def test_a_failed_create_leaves_nothing(unit: Unit) -> None:
+    unit.process["args"] = ["/no/such/program"]
+    unit.write()
+    unit.fails("run", "--bundle", str(unit.bundle), unit.id)
+    unit.nothing_left()
+
+
+def test_without_a_bus(unit: Unit) -> None:
+    """Root's way when there is no bus is systemd's own socket; when that is not there either, a sentence."""
+    hide = "mount -t tmpfs none /run/dbus && "
+    unit.process["args"] = ["true"]
+    unit.write()
+    run = unit.command("run", "--bundle", str(unit.bundle), unit.id)
+    direct = ["unshare", "-m", "sh", "-c", hide + 'exec "$@"', "sh", *run]
+    assert subprocess.run(direct, capture_output=True, text=True, check=False).returncode == 0
+    hide += "mount -t tmpfs none /run/systemd && "
+    none = ["unshare", "-m", "sh", "-c", hide + 'exec "$@"', "sh", *run]
+    done = subprocess.run(none, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the system's systemd cannot be reached (/run/dbus/system_bus_socket: no such file" in done.stderr
+
+
+def test_the_host_says_whose_systemd(unit: Unit) -> None:
+    assert probe().systemd == ""
+    unit.process["args"] = ["true"]
+    unit.write()
+    assert '"systemd": "system"' in unit.ok("plan", "--show-host", "--bundle", str(unit.bundle))
+    assert "start_unit(" in unit.ok("plan", "--bundle", str(unit.bundle))
