@@ -204,9 +204,22 @@ class Directory:
                 posix.unlink(name, dir_fd=self.fd)
             except FileNotFoundError:
                 pass
+            except IsADirectoryError:
+                _remove_directory(name, self.fd)
         if self._at_path():
             posix.rmdir(self.id, dir_fd=self.root_fd)
         self.close()
+
+
+def _remove_directory(name: str, dir_fd: int) -> None:
+    """A directory with files in it."""
+    fd = posix.open(name, _DIRECTORY, dir_fd=dir_fd)
+    try:
+        for file in posix.listdir(fd):
+            posix.unlink(file, dir_fd=fd)
+    finally:
+        posix.close(fd)
+    posix.rmdir(name, dir_fd=dir_fd)
 
 
 def _open_root(root: str, make: bool) -> int:

@@ -295,6 +295,7 @@ plan_options = st.builds(
     preserve_fds=st.sampled_from((1, 3)),
     listen_fds=st.sampled_from((0, 1)),
     listen_names=st.sampled_from(("", "a:b")),
+    notify=st.sampled_from(("", "/states/id/notify")),
     no_pivot=st.booleans(),
     no_new_keyring=st.booleans(),
 )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyoci.host import Host
     from pyoci.options import CreateOptions
     from pyoci.plan.ops import Op
+    from pyoci.readiness import Proxy
     from pyoci.spec.types import Spec
 
 CONFIG = "config.json"
@@ -83,6 +84,11 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
         from pyoci.activation import received
 
         listen_fds, listen_names = received(posix.environ, posix.getpid())
+    notify = ""
+    if b"NOTIFY_SOCKET" in posix.environ:
+        from pyoci.readiness import DIRECTORY, wanted
+
+        notify = f"{options.root}/{options.id}/{DIRECTORY}" if wanted(spec) else ""
     plan_options = PlanOptions(
         options.id,
         bundle,
@@ -95,6 +101,7 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
         rootless=options.rootless,
         listen_fds=listen_fds,
         listen_names=listen_names,
+        notify=notify,
     )
     plan = plan_container(spec, host, plan_options)
     warn_capabilities(spec, host)
@@ -170,7 +177,7 @@ def missing(paths: dict[str, str]) -> list[str]:
 class Creation:
     """One create or run under way."""
 
-    __slots__ = ("blueprint", "options", "performer", "session", "state", "store")
+    __slots__ = ("blueprint", "options", "performer", "proxy", "session", "state", "store")
 
     def __init__(self, options: CreateOptions, blueprint: Blueprint, listen: bool) -> None:
         spec = blueprint.spec
@@ -202,6 +209,7 @@ class Creation:
         pid_file = absolute(options.pid_file) if options.pid_file else ""
         self.performer = Performer(self.store, self.state, blueprint.host, spec.hooks, pid_file, listen)
         self.session: Session | None = None
+        self.proxy: Proxy | None = None  # of what the program says to its service manager
 
     def build(self) -> Session:
         """Perform the plan up to "created" (with a listener) or to the user's program; undoes everything when it
@@ -227,6 +235,12 @@ class Creation:
         self.state.cgroup_created = intended
         store.save(self.state)
         self.state.cgroup_created = []
+        if blueprint.plan_options.notify:
+            from pyoci.readiness import Proxy, make
+
+            make(store)
+            if not self.state.listen:
+                self.proxy = Proxy.of(store)
         ops = plan.ops
         first = leading(ops)
         session = self.session = Session(

@@ -50,6 +50,11 @@ def run(options: CreateOptions) -> int:
             raise
     # others may work on the container while we wait
     store.unlock()
+    if creation.proxy is not None:
+        if options.detach:
+            creation.proxy.until_ready(state)
+        else:
+            creation.proxy.in_background()
     if options.detach:
         store.close()
         return 0

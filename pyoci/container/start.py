@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import posix
 import sys
 from errno import ECONNREFUSED, ENOENT
 
@@ -43,6 +44,11 @@ def start(root: str, container_id: str) -> None:
         found = status(store, state)
         if found != "created":
             raise WrongState(f"container {container_id!r}: {REFUSED[found]}")
+        proxy = None
+        if posix.environ.get(b"NOTIFY_SOCKET"):
+            from pyoci.readiness import Proxy
+
+            proxy = Proxy.of(store)
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         try:
             # Connecting is the signal: init has been waiting in accept.
@@ -55,6 +61,10 @@ def start(root: str, container_id: str) -> None:
         finally:
             connection.close()
         poststart(store, state)
+        if proxy is not None:
+            # others may work on the container while we wait
+            store.unlock()
+            proxy.until_ready(state)
     finally:
         store.close()
 

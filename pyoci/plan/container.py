@@ -53,6 +53,7 @@ class PlanOptions:
     bundle        absolute path of the bundle; relative sources are relative to it
     listen        the container waits for `start` on a socket (create) or goes on at once (run)
     listen_fds, listen_names  how many of them, the first, are a service manager's, and $LISTEN_FDNAMES
+    notify        directory on the host that is to be the container's /run/notify, "" for none
     console       None, or where the terminal's master goes: "console" (a socket of the caller's) or "control" (to us)
     preserve_fds  how many descriptors after the standard streams the container inherits
     cgroup_manager  "cgroupfs", "systemd" or "disabled"
@@ -61,7 +62,7 @@ class PlanOptions:
 
     __slots__ = (
         "bundle", "cgroup_manager", "console", "id", "listen", "listen_fds", "listen_names", "no_new_keyring",
-        "no_pivot", "preserve_fds", "rootless",
+        "no_pivot", "notify", "preserve_fds", "rootless",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - one a flag
@@ -77,6 +78,7 @@ class PlanOptions:
         rootless: bool | None = None,
         listen_fds: int = 0,
         listen_names: str = "",
+        notify: str = "",
     ) -> None:
         self.id = id
         self.bundle = bundle
@@ -89,6 +91,7 @@ class PlanOptions:
         self.rootless = rootless
         self.listen_fds = listen_fds
         self.listen_names = listen_names
+        self.notify = notify
 
 
 class ContainerPlan:
@@ -130,6 +133,10 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     own_mounts = names.has("mount")
     root = _open_root(spec, options, own_mounts)
     sources = [*root, *mount_plan.sources, *device_plan.sources]
+    if options.notify:
+        from pyoci.plan import readiness
+
+        sources.append(readiness.source(options.notify))
 
     ops: list[Op] = [*cgroups.create]
     # -- in the runtime's namespaces
@@ -192,6 +199,8 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         ops += sources
     ops += _place_root(spec, options, own_mounts)
     ops += mount_plan.ops
+    if options.notify:
+        ops += readiness.mount()
     ops += device_plan.ops
     if process is not None and process.terminal:
         receiver = options.console or "control"
@@ -358,12 +367,18 @@ def _seal_root(spec: Spec, late: list[Op], own_mounts: bool, no_pivot: bool) -> 
     return ops
 
 
-def _listening(options: PlanOptions, names: ns.Namespaces) -> Sequence[bytes | Address]:
-    if not options.listen_fds:
-        return ()
-    from pyoci.plan import listening
+def _more_variables(options: PlanOptions, names: ns.Namespaces) -> Sequence[bytes | Address]:
+    """Of the environment, besides those of config.json."""
+    found: list[bytes | Address] = []
+    if options.listen_fds:
+        from pyoci.plan import listening
 
-    return listening.variables(options.listen_fds, options.listen_names, names)
+        found += listening.variables(options.listen_fds, options.listen_names, names)
+    if options.notify:
+        from pyoci.plan.readiness import VARIABLE
+
+        found.append(VARIABLE)
+    return found
 
 
 def _process(
@@ -385,7 +400,7 @@ def _process(
             None if seccomp is None else filter_flags(seccomp.flags),
             () if process.terminal else host.stdio_pipes,
             not (user_namespace and ns.denies_setgroups(spec.linux, host)),
-            _listening(options, names),
+            _more_variables(options, names),
         )
         if spec.linux.personality or spec.linux.memory_policy:
             from pyoci.plan.tuning import of_container
