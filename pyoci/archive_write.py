@@ -31,13 +31,14 @@ CREATE = (
     "pyoci.cgroup.perform",
     "pyoci.spec.validate",
     "pyoci.spec.resource_rules",
+    "pyoci.passwd",
     SYSCALLS,
 )
 LATER: dict[str, tuple[str, ...]] = {
     "create": (*CREATE, "pyoci.container.replay", "pyoci.shortcut"),
     "run": (*CREATE, "pyoci.container.run", "pyoci.console", "pyoci.container.teardown", *LIVE),
     "start": ("pyoci.container.start", *LIVE),
-    "exec": ("pyoci.container.execute", "pyoci.console", "pyoci.spec.validate", SYSCALLS, *LIVE),
+    "exec": ("pyoci.container.execute", "pyoci.console", "pyoci.spec.validate", "pyoci.passwd", SYSCALLS, *LIVE),
     "state": LIVE,
     "kill": LIVE,
     "delete": ("pyoci.container.teardown", *LIVE),
