@@ -89,7 +89,8 @@ class TestContainers:
         box.process["user"] = {"uid": 1000, "gid": 1000}
         (box.rootfs / "tmp").chmod(0o777)
         ready = "while [ ! -e /tmp/go ]; do sleep 0.01; done; say 'MAINPID=1\nSTATUS=here\nREADY=1\nFDSTORE=1'"
-        script = f"say 'STATUS=wait'; {ready}; say 'STATUS=later'; echo $? >/tmp/out; sleep 100"
+        then = "while [ ! -e /tmp/returned ]; do sleep 0.01; done"
+        script = f"say 'STATUS=wait'; {ready}; {then}; say 'STATUS=later'; echo $? >/tmp/out; sleep 100"
         box.create(script, env=manager.environment)
         state = box.states / box.id
         assert (state / "notify").is_dir()
@@ -102,6 +103,7 @@ class TestContainers:
         assert manager.said() == ["STATUS=here", "READY=1", f"MAINPID={box.pid()}"]
         assert start.wait(LIMIT) == 0
         assert not (state / "notify/notify.sock").exists()
+        (box.rootfs / "tmp/returned").touch()
         assert box.output() == "1\n", "nobody listens after it"
         assert manager.silent()
         box.ok("delete", "--force", box.id)
