@@ -114,8 +114,13 @@ def options(*extra: str) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from((*ATTRIBUTES, *PROPAGATIONS[:4], *extra)), max_size=4)
 
 
+def mapping(size: int) -> list[Json]:
+    return [{"containerID": 0, "hostID": 1000, "size": size}]
+
+
 @st.composite
-def mounts(draw: st.DrawFn) -> Json:
+def mounts(draw: st.DrawFn, user: bool = False) -> Json:
+    """`user` where the container has a user namespace, whose maps a bind mount may have."""
     kind = draw(st.sampled_from(("proc", "tmpfs", "devpts", "sysfs", "mqueue", "cgroup", "bind", "remount", "change")))
     mount: Json = {"destination": draw(places)}
     if kind == "bind":
@@ -123,6 +128,11 @@ def mounts(draw: st.DrawFn) -> Json:
         mount["options"] = [draw(st.sampled_from(("bind", "rbind"))), *draw(options())]
         if draw(st.booleans()):
             mount["type"] = draw(st.sampled_from(("bind", "none")))
+        own = draw(st.booleans())
+        if own:
+            mount |= {"uidMappings": mapping(draw(st.integers(1, 2))), "gidMappings": mapping(1)}
+        if own or user:
+            mount["options"] += draw(st.lists(st.sampled_from(("idmap", "ridmap")), max_size=1))
     elif kind == "remount":
         mount["options"] = ["remount", *draw(options("bind", "sync"))]
         mount["source"] = "none"
@@ -223,7 +233,7 @@ def documents(draw: st.DrawFn) -> Json:
         document["process"] = process = draw(processes)
         if "user" in new:
             _within(process, size)
-    document["mounts"] = draw(st.lists(mounts(), max_size=5))
+    document["mounts"] = draw(st.lists(mounts("user" in spaces), max_size=5))
     if "uts" in spaces and draw(st.booleans()):
         document["hostname"] = draw(st.sampled_from(("", "name")))
         document["domainname"] = "domain"

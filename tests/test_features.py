@@ -89,7 +89,7 @@ def test_mount_options() -> None:
         mount = {"destination": "/x", "type": "tmpfs", "source": "/tmp", "options": [option]}
         if option in ("idmap", "ridmap"):
             one = [{"containerID": 0, "hostID": 0, "size": 1}]
-            mount |= {"uidMappings": one, "gidMappings": one}
+            mount |= {"options": [option, "bind"], "uidMappings": one, "gidMappings": one}
         assert accepted("/mounts/1", mount), option
     for option in ("idmap", "ridmap", "tmpcopyup"):
         if option not in FEATURES["mountOptions"]:

@@ -250,7 +250,7 @@ class Creation:
             self.performer,
         )
         run_ops(ops[:first], self._before)
-        given: dict[str, int] = {}
+        given = dict(self.performer.given)
         listener: _socket.socket | None = None
         console = -1
         try:
@@ -284,6 +284,8 @@ class Creation:
                 listener.close()
             if console >= 0:
                 posix.close(console)
+            for fd in self.performer.given.values():
+                posix.close(fd)
         session.play()
         return session
 

@@ -30,7 +30,7 @@ class Performer:
     `created` is called when init reports the container complete.
     """
 
-    __slots__ = ("after_created", "hooks", "host", "pid_file", "ran_hooks", "state", "store", "unit")
+    __slots__ = ("after_created", "given", "hooks", "host", "pid_file", "ran_hooks", "state", "store", "unit")
 
     def __init__(
         self, store: Store, state: State, host: Host, hooks: Hooks, pid_file: str, after_created: bool
@@ -42,6 +42,7 @@ class Performer:
         self.pid_file = pid_file
         self.after_created = after_created  # init goes on without us once the container is created
         self.ran_hooks = False
+        self.given: dict[str, int] = {}  # descriptors that init is to be started with, by name
         self.unit: Unit | None = None
         if state.unit:
             from pyoci.cgroup.systemd import Unit
@@ -61,6 +62,12 @@ class Performer:
         elif call in ("newuidmap", "newgidmap"):
             words = [arg for arg in op.args[1:] if isinstance(arg, bytes)]
             map_ids(call, session.pid, words)
+        elif call == "user_namespace":
+            from pyoci.container.idmap import user_namespace
+
+            name, uids, gids = op.args
+            assert isinstance(name, bytes) and isinstance(uids, bytes) and isinstance(gids, bytes)
+            self.given[name.decode()] = user_namespace(self.host, uids, gids, op.origin)
         elif self.unit is not None and self.unit.knows(call):
             self.state.cgroup_created += self.unit.perform(op, session.stage)
         else:

@@ -35,7 +35,7 @@ from pyoci.spec.linux_rules import sysctl_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pyoci.host import Host
     from pyoci.plan.cgroups import CgroupPlan
@@ -105,11 +105,14 @@ class ContainerPlan:
         self.cgroups = cgroups
 
 
-def descriptors(preserve_fds: int) -> dict[str, int]:
+def descriptors(preserve_fds: int, more: Iterable[str] = ()) -> dict[str, int]:
     """Numbers of the launcher's descriptors in init: behind the preserved ones, so that one close_range ends all
-    others."""
+    others; `more` are behind @console, and end with it."""
     first = 3 + preserve_fds
-    return {"control": first + CONTROL, "listen": first + LISTEN, "console": first + CONSOLE}
+    found = {"control": first + CONTROL, "listen": first + LISTEN, "console": first + CONSOLE}
+    for name in more:
+        found[name] = 3 + preserve_fds + len(found)
+    return found
 
 
 def root_path(spec: Spec, bundle: str) -> str:
@@ -123,12 +126,12 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     names = ns.Namespaces(spec.linux)
     rootless = host.euid != 0 if options.rootless is None else options.rootless
     cgroups = plan_cgroups(spec, host, options.id, rootless, options.cgroup_manager)
-    fds = descriptors(options.preserve_fds)
     process = spec.process
     privileged = bool(host.capabilities & SYS_ADMIN)
     by_bind = names.has("user") or not host.initial_user_namespace
 
     mount_plan = mounts.plan_mounts(spec, host, options.bundle, cgroups.paths)
+    fds = descriptors(options.preserve_fds, mount_plan.maps.values())
     device_plan = devices.plan_devices(spec, by_bind)
     own_mounts = names.has("mount")
     root = _open_root(spec, options, own_mounts)
@@ -138,9 +141,9 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
 
         sources.append(readiness.source(options.notify))
 
-    ops: list[Op] = [*cgroups.create]
+    ops: list[Op] = [*mount_plan.before, *cgroups.create]
     # -- in the runtime's namespaces
-    ops += shed(options.preserve_fds)
+    ops += shed(options.preserve_fds, more=len(mount_plan.maps))
     if not options.listen:
         # the caller's, if it has one by that number; until execve it would be a way for args[0] (CVE-2024-21626)
         ops.append(Op("close_range", (fds["listen"], fds["listen"], 0), LIFECYCLE))

@@ -19,11 +19,12 @@ DESCRIPTORS = 3
 TERMINAL_MESSAGE = (4).to_bytes(4, "little") + bytes(12)
 
 
-def shed(preserve_fds: int, origin: str = LIFECYCLE) -> list[Op]:
-    """Close what the caller leaked to us; mark what is ours to vanish at execve (CVE-2024-21626)."""
+def shed(preserve_fds: int, origin: str = LIFECYCLE, more: int = 0) -> list[Op]:
+    """Close what the caller leaked to us; mark what is ours to vanish at execve (CVE-2024-21626).  `more` is how many
+    descriptors the launcher has added behind its own."""
     first = 3 + preserve_fds
     return [
-        Op("close_range", (first + DESCRIPTORS, k.UINT_MAX, 0), origin),
+        Op("close_range", (first + DESCRIPTORS + more, k.UINT_MAX, 0), origin),
         Op("close_range", (first, k.UINT_MAX, k.CLOSE_RANGE_CLOEXEC), origin),
     ]
 

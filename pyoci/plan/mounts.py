@@ -39,11 +39,13 @@ def move_op(source: str, target: str, origin: str, tolerate: tuple[int, ...] = (
 
 class MountPlan:
     """`sources` open what lives outside (before the clone when privileged, after it when not); `ops` build; `late`
-    close doors."""
+    close doors.  `maps` names the user namespaces that id-mapped mounts have their maps from; `before` makes them."""
 
-    __slots__ = ("late", "ops", "sources")
+    __slots__ = ("before", "late", "maps", "ops", "sources")
 
     def __init__(self) -> None:
+        self.before: list[Op] = []
+        self.maps: dict[tuple[bytes, bytes], str] = {}
         self.sources: list[Op] = []
         self.ops: list[Op] = []
         self.late: list[Op] = []
@@ -68,6 +70,9 @@ def plan_mounts(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str
             _remount(plan, mount, options, origin)
         elif options.bind:
             _bind(plan, index, source_path(mount, bundle), mount.destination, options, host, shared_root)
+            if options.idmap or mount.uid_mappings:
+                # where we have rights over the file system that it is of
+                plan.sources.append(_idmap(plan, index, f"source{index}", mount, options, spec))
         elif mount.type == "cgroup" and host.cgroup_mode != "v2":
             _cgroup_v1(plan, index, mount, options, cgroup_paths)
         elif mount.type in ("cgroup", "cgroup2"):
@@ -76,7 +81,7 @@ def plan_mounts(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str
             copied = host.copied.get(mount.destination) if options.copy_up else None
             mode = copied[0][1] if copied else None
             mode = mode & 0o7777 if isinstance(mode, int) else None
-            _filesystem(plan, index, mount.type, mount, options, mode, label)
+            _filesystem(plan, index, mount.type, mount, options, spec, mode, label)
             if options.copy_up and mount.type == "tmpfs":
                 _copy_up(plan, index, mount, host, spec)
     return plan
@@ -94,6 +99,20 @@ def _copy_up(plan: MountPlan, index: int, mount: Mount, host: Host, spec: Spec) 
     assert tree is not None
     # behind fsmount and the close of its context
     plan.ops[made + 2 : made + 2] = copy_up(tree, mount.destination, entries, f"/mounts/{index}/options", uids, gids)
+
+
+def _idmap(plan: MountPlan, index: int, tree: str, mount: Mount, options: MountOptions, spec: Spec) -> Op:
+    """Give the detached `@tree` its id map; the user namespace that has it is made once for equal maps."""
+    from pyoci.plan import idmap
+
+    uids, gids, origin = idmap.maps_of(mount, f"/mounts/{index}", spec.linux)
+    user = "ns_user"  # of the one that the container joins
+    if uids:
+        user = plan.maps.get((uids, gids), "")
+        if not user:
+            user = plan.maps[uids, gids] = f"idmap{len(plan.maps)}"
+            plan.before.append(idmap.make_op(user, uids, gids, origin))
+    return idmap.apply_op(tree, user, options.idmap == "ridmap", origin)
 
 
 def _finish(plan: MountPlan, tree: str, mount_path: str, kind: str, origin: str, resolve: int = SCOPED) -> None:
@@ -142,6 +161,7 @@ def _filesystem(
     type_: str,
     mount: Mount,
     options: MountOptions,
+    spec: Spec,
     mode: int | None = None,
     label: str = "",
 ) -> None:
@@ -159,7 +179,9 @@ def _filesystem(
     source = mount.source or type_
     asked = f"{origin}/source" if mount.source else origin
     ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"source", source.encode(), asked))
-    on, _ = options.attr
+    # a new file system is one mount: what is said of its whole tree is said of it
+    tree_on, tree_off = options.tree_attr
+    on = (options.attr[0] & ~tree_off) | tree_on
     late_readonly = on & k.MOUNT_ATTR_RDONLY and type_ == "tmpfs"
     if late_readonly:
         on &= ~k.MOUNT_ATTR_RDONLY
@@ -181,11 +203,11 @@ def _filesystem(
     tree = f"mount{index}" if late_readonly else "tree"
     ops.append(Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, on), origin, tree))
     ops.append(close("fs", origin))
-    tree_on, tree_off = options.tree_attr
-    if tree_on or tree_off or options.tree_propagation:
-        ops.append(setattr_op(tree, TREE, origin, tree_on, tree_off, options.tree_propagation))
-    if options.propagation:
-        ops.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, propagation=options.propagation))
+    propagation = options.propagation or options.tree_propagation
+    if propagation:
+        ops.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, propagation=propagation))
+    if options.idmap or mount.uid_mappings:
+        ops.append(_idmap(plan, index, tree, mount, options, spec))
     # procfs and sysfs only on real directories: a symlink there would put them in somebody else's hands
     # (CVE-2019-19921)
     _finish(plan, tree, mount.destination, "dir", origin, EXACT if type_ in ("proc", "sysfs") else SCOPED)
@@ -230,7 +252,7 @@ def _cgroup_v2(
     if any(namespace.type == "cgroup" for namespace in spec.linux.namespaces):
         # The file system's own options are those of every cgroup2 mount of the machine: none is passed on.
         options.data = []
-        _filesystem(plan, index, "cgroup2", mount, options)
+        _filesystem(plan, index, "cgroup2", mount, options, spec)
         return
     origin = f"/mounts/{index}"
     tree = f"source{index}"

@@ -42,6 +42,7 @@ SUPERBLOCK = ("sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nom
 NOTHING = ("defaults", "silent", "loud", "iversion", "noiversion")
 BIND = ("bind", "rbind")
 COPY_UP = "tmpcopyup"
+IDMAP = ("idmap", "ridmap")
 KNOWN = (
     *ATTRIBUTES,
     *("r" + name for name in ATTRIBUTES),
@@ -51,6 +52,7 @@ KNOWN = (
     *NOTHING,
     *BIND,
     COPY_UP,
+    *IDMAP,
     "remount",
 )
 
@@ -61,6 +63,7 @@ class MountOptions:
     bind, recursive   a bind mount; of the whole tree (`rbind`)
     remount           change the mount that is there
     copy_up           begin with a copy of what is there
+    idmap             "idmap", "ridmap" (of the whole tree) or ""
     attr, tree_attr   (set, clear) for the mount, for the whole tree
     propagation, tree_propagation   MS_* or 0, in the order of the last one named
     flags, data       superblock flags and file system parameters: names, and (name, value or None)
@@ -72,6 +75,7 @@ class MountOptions:
         "copy_up",
         "data",
         "flags",
+        "idmap",
         "propagation",
         "recursive",
         "remount",
@@ -83,6 +87,7 @@ class MountOptions:
         self.bind = self.recursive = self.remount = self.copy_up = False
         attr_set = attr_clear = tree_set = tree_clear = 0
         self.propagation = self.tree_propagation = 0
+        self.idmap = ""
         self.flags: list[str] = []
         self.data: list[tuple[str, str | None]] = []
         for option in options:
@@ -103,6 +108,8 @@ class MountOptions:
                 self.flags.append(option)
             elif option == "remount":
                 self.remount = True
+            elif option in IDMAP:
+                self.idmap = option
             elif option == COPY_UP:
                 self.copy_up = True
             elif option not in NOTHING:

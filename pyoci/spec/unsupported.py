@@ -24,12 +24,9 @@ LINUX = (
 RESOURCES: tuple[tuple[str, str], ...] = ()
 
 # (property below /mounts/N, attribute of Mount)
-MOUNT = (
-    ("uidMappings", "uid_mappings"),
-    ("gidMappings", "gid_mappings"),
-)
+MOUNT: tuple[tuple[str, str], ...] = ()
 
-MOUNT_OPTIONS = ("idmap", "ridmap")
+MOUNT_OPTIONS: tuple[str, ...] = ()
 
 SECCOMP_ACTIONS = ("SCMP_ACT_NOTIFY",)
 

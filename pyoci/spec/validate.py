@@ -94,16 +94,30 @@ def mounts(spec: Spec, report: Report) -> None:
 def mount_mappings(spec: Spec, report: Report) -> None:
     """config.md#posix-platform-mounts: both mappings or none; idmap needs mappings or a user namespace."""
     for index, mount in enumerate(spec.mounts):
-        if not mount.uid_mappings and not mount.gid_mappings:
-            mapped = "idmap" in mount.options or "ridmap" in mount.options
-            if mapped and namespace(spec, "user") is None and not report.unreliable("/linux/namespaces"):
-                message = "idmap needs the mount's own uidMappings and gidMappings, or a user namespace"
-                report.add(f"/mounts/{index}/options", message)
+        where = f"/mounts/{index}"
+        asked = "idmap" in mount.options or "ridmap" in mount.options
+        if mount.uid_mappings or mount.gid_mappings:
+            if not mount.uid_mappings or not mount.gid_mappings:
+                report.add(where, "must have both uidMappings and gidMappings, or neither")
+            linux_rules.check_mapping(mount.uid_mappings, f"{where}/uidMappings", report)
+            linux_rules.check_mapping(mount.gid_mappings, f"{where}/gidMappings", report)
+        elif not asked:
             continue
-        if not mount.uid_mappings or not mount.gid_mappings:
-            report.add(f"/mounts/{index}", "must have both uidMappings and gidMappings, or neither")
-        linux_rules.check_mapping(mount.uid_mappings, f"/mounts/{index}/uidMappings", report)
-        linux_rules.check_mapping(mount.gid_mappings, f"/mounts/{index}/gidMappings", report)
+        elif namespace(spec, "user") is None and not report.unreliable("/linux/namespaces"):
+            message = "idmap needs the mount's own uidMappings and gidMappings, or a user namespace"
+            report.add(f"{where}/options", message)
+            continue
+        place = f"{where}/options" if asked else f"{where}/uidMappings"
+        if "bind" in mount.options or "rbind" in mount.options:
+            if "remount" in mount.options:
+                report.add(place, "a mount that is there already cannot be given a map (mount_setattr(2))")
+        elif "remount" in mount.options or not mount.type:
+            report.add(place, "a mount that is there already cannot be given a map (mount_setattr(2))")
+        elif mount.type in ("cgroup", "cgroup2"):
+            report.add(place, "the kernel has no id-mapped cgroup mounts (mount_setattr(2))")
+        elif namespace(spec, "user") is not None and not report.unreliable("/linux/namespaces"):
+            message = "a new file system in a user namespace belongs to it, with its map: only bind mounts can have one"
+            report.add(place, message)
 
 
 def hooks(spec: Spec, report: Report) -> None:
