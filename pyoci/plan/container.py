@@ -169,6 +169,8 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops.append(ns.clone(names, cgroups.clone_into is not None))
     # -- the container's first process
     ops += ns.id_maps(spec.linux, host, names)
+    if not hidden:
+        ops += ns.new_time(spec, names)
     ops += cgroups.enter
     ops.append(every_processor("config-linux.md#cpu"))
     ops += ns.become_root(names)
@@ -184,7 +186,9 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         from pyoci.plan import listening
 
         ops += listening.own_pid(names)
-    ops += ns.later(spec, names)
+    if hidden:
+        ops += ns.new_time(spec, names)
+    ops += ns.later(names)
     if "network" in names.new:
         ops += _loopback()
     if spec.hostname is not None and spec.hostname != "":

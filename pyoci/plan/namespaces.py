@@ -152,20 +152,28 @@ def become_root(namespaces: Namespaces) -> list[Op]:
     ]
 
 
-def later(spec: Spec, namespaces: Namespaces) -> list[Op]:
-    """The cgroup and time namespaces, made from inside."""
+def new_time(spec: Spec, namespaces: Namespaces) -> list[Op]:
+    """Make the time namespace, with its offsets; whoever makes it is not in it (time_namespaces(7)).
+
+    The runtime writes them, and without privileges only while init is dumpable: after that its files are root's.
+    """
+    if "time" not in namespaces.new:
+        return []
+    ops = [Op("unshare", (k.CLONE_NEWTIME,), namespaces.pointer("time"))]
+    offsets = spec.linux.time_offsets
+    if offsets:
+        text = "".join(f"{clock} {secs} {nanosecs}\n" for clock, (secs, nanosecs) in offsets.items())
+        ops.append(Op("write", (b"/proc/@pid/timens_offsets", text.encode()), "/linux/timeOffsets", performer=RUNTIME))
+    return ops
+
+
+def later(namespaces: Namespaces) -> list[Op]:
+    """The cgroup namespace, made from inside, and the time namespace that has been made, entered."""
     ops: list[Op] = []
     if "cgroup" in namespaces.new:
         ops.append(Op("unshare", (k.CLONE_NEWCGROUP,), namespaces.pointer("cgroup")))
     if "time" in namespaces.new:
         origin = namespaces.pointer("time")
-        ops.append(Op("unshare", (k.CLONE_NEWTIME,), origin))
-        offsets = spec.linux.time_offsets
-        if offsets:
-            text = "".join(f"{clock} {secs} {nanosecs}\n" for clock, (secs, nanosecs) in offsets.items())
-            ops.append(
-                Op("write", (b"/proc/@pid/timens_offsets", text.encode()), "/linux/timeOffsets", performer=RUNTIME)
-            )
         flags = k.O_RDONLY | k.O_CLOEXEC
         ops.append(Op("openat", (Ref("proc"), b"self/ns/time_for_children", flags), origin, "ns_time"))
         ops.append(Op("setns", (Ref("ns_time"), k.CLONE_NEWTIME), origin))
