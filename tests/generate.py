@@ -86,7 +86,7 @@ processes = st.fixed_dictionaries(
         "oomScoreAdj": st.integers(-1000, 1000),
         "scheduler": schedulers(),
         "ioPriority": st.fixed_dictionaries(
-            {"class": st.sampled_from(sorted(scheduling.IOPRIO_CLASSES))}, optional={"priority": st.integers(0, 7)}
+            {"class": st.sampled_from(sorted(scheduling.IOPRIO_CLASSES)), "priority": st.integers(0, 7)}
         ),
         "execCPUAffinity": optional(initial=lists, final=lists),
         "apparmorProfile": st.sampled_from(("", "unconfined", "a profile")),
@@ -229,6 +229,8 @@ def documents(draw: st.DrawFn) -> Json:
         size = draw(st.sampled_from((1, 65536)))
         mapping = {"containerID": 0, "hostID": draw(st.sampled_from((0, 100000))), "size": size}
         linux["uidMappings"] = linux["gidMappings"] = [mapping]
+    elif "user" in spaces and draw(st.booleans()):
+        linux["gidMappings"] = [{"containerID": 0, "hostID": 5, "size": 2**32 - 6}]
     if draw(st.booleans()):
         document["process"] = process = draw(processes)
         if "user" in new:

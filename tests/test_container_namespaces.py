@@ -72,6 +72,47 @@ def test_joined_by_path(box: Box) -> None:
     assert processes_of(second) == [first]
 
 
+@pytest.mark.parametrize("said", [False, True])
+def test_user_namespace_by_path(box: Box, said: bool) -> None:
+    """A second container among the ids of the first, as in a pod; what belongs to its namespaces is joined with it."""
+    maps(box)
+    first = box.start("exec sleep 100")
+    box.id = box.new_id()
+    for kind in ("user", "network", "ipc", "uts"):
+        box.namespace(kind, f"/proc/{first}/ns/{FILES[kind]}")
+    box.config.pop("hostname")
+    for kind in ("uid", "gid"):
+        if said:
+            # as containerd and CRI-O do
+            box.linux[f"{kind}Mappings"] = [
+                {"containerID": 0, "hostID": 100000, "size": 65536},
+            ]
+        else:
+            box.linux.pop(f"{kind}Mappings")
+    box.process["user"] = {"uid": 7, "gid": 8}
+    (box.rootfs / "tmp").chmod(0o777)
+    pid = box.start("id > /tmp/mine; cat /proc/self/uid_map > /tmp/out; exec sleep 100")
+    assert box.output().split() == ["0", "100000", "65536"]
+    for kind in FILES:
+        same = kind in ("user", "network", "ipc", "uts", "cgroup", "time")
+        assert (namespace_of(pid, kind) == namespace_of(first, kind)) == same, kind
+    assert (box.rootfs / "tmp/mine").stat().st_uid == 100007
+    assert box.exec("id", "-u") == "7\n"
+    assert box.exec("id", "-u", options=["--user", "0"]) == "0\n"
+
+
+def test_user_namespace_by_path_with_other_mappings(box: Box) -> None:
+    maps(box)
+    first = box.start("exec sleep 100")
+    box.id = box.new_id()
+    box.namespace("user", f"/proc/{first}/ns/user")
+    box.linux["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65535}]
+    error = box.refused()
+    assert "/linux/gidMappings" in error and "has other mappings" in error and "0 100000 65536" in error
+    box.namespace("user", "/proc/self/ns/user")
+    assert "/linux/" in box.refused()
+
+
 def test_mount_namespace_by_path(box: Box) -> None:
     first = box.start("exec sleep 100")
     box.id = box.new_id()

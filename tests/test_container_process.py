@@ -97,6 +97,24 @@ def test_oom_score(box: Box) -> None:
     assert Path("/proc/self/oom_score_adj").read_text() != "321\n"
 
 
+def test_oom_score_that_nobody_asks_for_is_the_callers(box: Box) -> None:
+    """config.md#linux-process: the runtime MUST NOT change it when it is not set."""
+    box.process.pop("oomScoreAdj", None)
+    box.process["args"] = ["cat", "/proc/self/oom_score_adj"]
+    box.write()
+    words = ["sh", "-c", 'echo 234 >/proc/self/oom_score_adj; exec "$@"', "sh"]
+    done = subprocess.run(
+        [*words, *box.command("run", "--bundle", str(box.bundle), box.id)],
+        capture_output=True, text=True, timeout=LIMIT, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("234\n", "")
+
+
+def test_console_size_without_a_terminal_is_nobodys_business(box: Box) -> None:
+    box.process["consoleSize"] = {"height": 11, "width": 22}
+    assert box.run("tty; echo $?") == "not a tty\n1\n"
+
+
 def test_working_directory_is_made(box: Box) -> None:
     box.process["cwd"] = "/new/deep"
     assert box.run("pwd; stat -c '%a %u' /new/deep").split() == ["/new/deep", "755", "0"]

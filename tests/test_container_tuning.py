@@ -103,6 +103,32 @@ def allowed(box: Box, process: dict[str, Any]) -> str:  # noqa: F811
     return text.partition("Cpus_allowed_list:")[2].split()[0]
 
 
+def test_a_process_json_has_its_own(box: Box) -> None:  # noqa: F811
+    """exec: what the container's process has is not another's; what another is given, it has."""
+    box.process["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
+    box.process["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 6}
+    box.start()
+    script = ["sh", "-c", "busybox ionice; cat /proc/self/oom_score_adj; cat /proc/self/stat"]
+    priority, score, line = box.exec(*script).splitlines()
+    assert (priority, line.split()[NICE], line.split()[POLICY]) == ("best-effort: prio 6", "7", BATCH)
+    file = box.folder / "process.json"
+    given = {
+        "cwd": "/", "args": script, "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}, "oomScoreAdj": 77,
+        "scheduler": {"policy": "SCHED_IDLE"}, "ioPriority": {"class": "IOPRIO_CLASS_IDLE", "priority": 0},
+    }  # fmt: skip
+    file.write_text(json.dumps(given))
+    priority, score, line = box.ok("exec", "--process", str(file), box.id).splitlines()
+    assert (priority, score, line.split()[POLICY]) == ("idle", "77", IDLE)
+    for name, value, said in (
+        ("scheduler", {"policy": "SCHED_OTHER", "priority": 5}, "/scheduler/priority: must be 0 or absent"),
+        ("scheduler", {"policy": "SCHED_NOPE"}, '/scheduler/policy: "SCHED_NOPE" is not one of'),
+        ("ioPriority", {"class": "IOPRIO_CLASS_BE", "priority": 8}, "/ioPriority"),
+        ("execCPUAffinity", {"initial": "x"}, "/execCPUAffinity/initial: must be a list"),
+    ):
+        file.write_text(json.dumps(given | {name: value}))
+        assert said in box.fails("exec", "--process", str(file), box.id)
+
+
 @two
 def test_processors_of_exec(box: Box) -> None:  # noqa: F811
     box.start()

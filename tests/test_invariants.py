@@ -38,8 +38,8 @@ CREATE_HOOKS = ("/hooks/prestart", "/hooks/createRuntime", "/hooks/createContain
 # What the runtime can be asked for (container/perform.py, cgroup/perform.py).
 RUNTIME_CALLS = frozenset(
     (
-        "adopt_cgroup", "adopt_cpuset", "check_usage", "chown_cgroup", "created", "enable_controllers", "hooks",
-        "mkdir_cgroup", "mkdir_cpuset", "newgidmap", "newuidmap", "set_unit", "start_unit", "unit_property",
+        "adopt_cgroup", "adopt_cpuset", "check_map", "check_usage", "chown_cgroup", "created", "enable_controllers",
+        "hooks", "mkdir_cgroup", "mkdir_cpuset", "newgidmap", "newuidmap", "set_unit", "start_unit", "unit_property",
         "user_namespace", "write", "write_lines",
     )
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from pyoci.errors import PyociError
-from pyoci.launch import perform_write
+from pyoci.launch import perform_write, substitute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Performer:
             name, uids, gids = op.args
             assert isinstance(name, bytes) and isinstance(uids, bytes) and isinstance(gids, bytes)
             self.given[name.decode()] = user_namespace(self.host, uids, gids, op.origin)
+        elif call == "check_map":
+            check_map(op, session.pid)
         elif self.unit is not None and self.unit.knows(call):
             self.state.cgroup_created += self.unit.perform(op, session.stage)
         else:
@@ -192,6 +194,22 @@ def map_ids(program: str, pid: int, words: list[bytes]) -> None:
     posix.close(reading)
     if posix.waitpid(child, 0)[1]:
         raise PyociError(f"/linux/{program[3:6]}Mappings: {said or program + ' failed'}; see /etc/sub{program[3:6]}")
+
+
+def check_map(op: Op, pid: int) -> None:
+    """Mappings beside a user namespace that is joined by path must be those that it has."""
+    from pyoci.host import read
+
+    path, wanted = op.args
+    assert isinstance(path, bytes) and isinstance(wanted, bytes)
+    # numbers in columns, in an order of the kernel's own
+    there = sorted(line.split() for line in read(substitute(path, pid).decode()).splitlines())
+    if there != sorted(line.split() for line in wanted.splitlines()):
+        shown = b", ".join(b" ".join(entry) for entry in there).decode() or "none"
+        raise PyociError(
+            f"{op.origin}: the user namespace that is joined by path has other mappings, "
+            f"which cannot be changed any more: {shown}; they may be left out"
+        )
 
 
 def _is_file(path: str) -> bool:

@@ -92,8 +92,8 @@ def _copy_up(plan: MountPlan, index: int, mount: Mount, host: Host, spec: Spec) 
     from pyoci.plan.copyup import copy_up
 
     entries = host.copied.get(mount.destination, [])
-    new_user = any(entry.type == "user" and not entry.path for entry in spec.linux.namespaces)
-    uids, gids = (spec.linux.uid_mappings, spec.linux.gid_mappings) if new_user else ((), ())
+    mapped = any(entry.type == "user" for entry in spec.linux.namespaces)
+    uids, gids = (spec.linux.uid_mappings, spec.linux.gid_mappings) if mapped else ((), ())
     made = next(number for number in range(len(plan.ops) - 1, -1, -1) if plan.ops[number].call == "fsmount")
     tree = plan.ops[made].result
     assert tree is not None

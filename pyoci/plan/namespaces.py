@@ -99,7 +99,19 @@ def clone(namespaces: Namespaces, into_cgroup: bool) -> Op:
 
 
 def id_maps(linux: Linux, host: Host, namespaces: Namespaces) -> list[Op]:
-    """The runtime writes the new user namespace's maps (user_namespaces(7))."""
+    """The runtime writes the new user namespace's maps (user_namespaces(7)), or looks at those of one by path."""
+    if "user" in namespaces.joined:
+        said = (("uid", linux.uid_mappings), ("gid", linux.gid_mappings))
+        return [
+            Op(
+                "check_map",
+                (f"/proc/@pid/{kind}_map".encode(), map_text(maps)),
+                f"/linux/{kind}Mappings",
+                performer=RUNTIME,
+            )
+            for kind, maps in said
+            if maps
+        ]
     if "user" not in namespaces.new:
         return []
     ops: list[Op] = []

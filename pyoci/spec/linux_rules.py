@@ -91,17 +91,15 @@ def check_mapping(mappings: tuple[IdMapping, ...], where: str, report: Report) -
 
 
 def user_namespace(spec: Spec, report: Report) -> None:
-    """config-linux.md#user-namespace-mappings: for a new user namespace both, and for nothing else."""
+    """config-linux.md#user-namespace-mappings: for a new user namespace both; for one that is joined by path they may
+    say what it has, which engines for Kubernetes do, and which is checked once we are in it."""
     linux = spec.linux
     user = namespace(spec, "user")
     known = not report.unreliable("/linux/namespaces")
     for name, mappings in (("uidMappings", linux.uid_mappings), ("gidMappings", linux.gid_mappings)):
         where = f"/linux/{name}"
-        if mappings and known:
-            if user is None:
-                report.add(where, "needs a user namespace in /linux/namespaces")
-            elif user.path is not None:
-                report.add(where, "must be absent: a user namespace that is joined by path has its mappings already")
+        if mappings and known and user is None:
+            report.add(where, "needs a user namespace in /linux/namespaces")
         elif not mappings and known and new_user_namespace(spec):
             report.add(where, "is required for a new user namespace")
         check_mapping(mappings, where, report)
