@@ -16,10 +16,12 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import posix
 import select
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
+from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_DGRAM, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
+
     from pyoci.spec.types import Spec
     from pyoci.state import State, Store
 
@@ -59,6 +61,7 @@ class Proxy:
 
     def __init__(self, directory: int, address: bytes) -> None:
         self.directory = directory
+        self.lock: LockType | None = None  # held by who passes on: the thread, or who wants to end
         self.manager = b"\0" + address[1:] if address.startswith(b"@") else address
         self.socket = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
         self._unlink()  # of a start that was killed
@@ -96,9 +99,8 @@ class Proxy:
                 poll.register(self.socket.fileno(), select.POLLIN)
                 poll.register(pidfd, select.POLLIN)
                 ready = dict(poll.poll())
-                if self.socket.fileno() not in ready:
-                    return
-                if self._pass_on(b"MAINPID=%d" % state.pid):
+                ended = pidfd in ready
+                if self._passed_ready(b"MAINPID=%d" % state.pid) or ended:
                     return
         finally:
             if pidfd is not None:
@@ -109,6 +111,7 @@ class Proxy:
         """Pass on what the program says while this process does something else, until it ends."""
         import _thread
 
+        self.lock = _thread.allocate_lock()
         # A signal is for whoever waits for it: the thread is born with all of them blocked.
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, 65))
         try:
@@ -117,15 +120,34 @@ class Proxy:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
     def _for_ever(self) -> None:
-        try:
-            while True:
-                self._pass_on(b"")
-        except OSError:
-            pass  # closed
+        poll = select.poll()
+        poll.register(self.socket.fileno(), select.POLLIN)
+        while True:
+            poll.poll()
+            self.finish()
 
-    def _pass_on(self, when_ready: bytes) -> bool:
+    def finish(self) -> None:
+        """Pass on what has been said already: the last words of a program are there when it has ended."""
+        assert self.lock is not None
+        with self.lock:
+            try:
+                while True:
+                    self._pass_on(b"", MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+
+    def _passed_ready(self, when_ready: bytes) -> bool:
+        """Pass on what is there; whether "ready" was among it."""
+        try:
+            while not self._pass_on(when_ready, MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            return False
+        return True
+
+    def _pass_on(self, when_ready: bytes, flags: int = 0) -> bool:
         """One message; whether it said "ready".  `when_ready` is added to one that does."""
-        message = self.socket.recv(MOST)
+        message = self.socket.recv(MOST, flags)
         lines = [line for line in message.split(b"\n") if line.startswith(PASSED)]
         ready = b"READY=1" in lines
         if ready and when_ready:

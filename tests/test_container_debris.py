@@ -106,7 +106,7 @@ def test_container_is_deleted_while_run_waits(box: Box) -> None:
     box.write()
     run = subprocess.Popen(box.command("run", "--bundle", str(box.bundle), box.id), stdin=subprocess.DEVNULL)
     box.others.append(run)
-    until(lambda: (box.states / box.id).exists() and box.status() == "running")
+    until(lambda: (box.states / box.id / "state.json").exists() and box.status() == "running")
     box.ok("delete", "--force", box.id)
     assert run.wait(LIMIT) == 128 + signal.SIGKILL
     box.gone()

@@ -95,7 +95,7 @@ def test_death_by_signal_is_128_more(box: Box) -> None:
     box.write()
     run = subprocess.Popen(box.command("run", "--bundle", str(box.bundle), box.id), stdin=subprocess.DEVNULL)
     box.others.append(run)
-    until(lambda: (box.states / box.id).exists() and box.status() == "running")
+    until(lambda: (box.states / box.id / "state.json").exists() and box.status() == "running")
     box.ok("kill", box.id, "KILL")
     assert run.wait(LIMIT) == 128 + signal.SIGKILL
     box.gone()

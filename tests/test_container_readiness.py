@@ -126,6 +126,14 @@ class TestContainers:
         assert manager.silent()
         box.gone()
 
+    def test_last_words(self, box: Box, manager: Manager) -> None:  # noqa: F811
+        """What is said right before the end is passed on, however soon that is."""
+        box.process["args"] = ["say", "READY=1\nSTATUS=bye"]
+        box.write()
+        for _ in range(20):
+            assert manager.popen("run", "--bundle", str(box.bundle), box.id).wait(LIMIT) == 0
+            assert manager.said() == ["READY=1", "STATUS=bye"]
+
     @pytest.mark.parametrize("sent", ["TERM", "USR1"])
     def test_signals_still_reach_the_program(self, box: Box, manager: Manager, sent: str) -> None:  # noqa: F811
         """The thread that passes messages on takes no signal from who waits for it."""

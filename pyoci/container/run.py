@@ -63,6 +63,8 @@ def run(options: CreateOptions) -> int:
     pidfd = posix.pidfd_open(session.pid)
     result = attend(session.pid, pidfd, session.descriptor if session.descriptor >= 0 else None)
     posix.close(pidfd)
+    if creation.proxy is not None:
+        creation.proxy.finish()
     if result == KILLED:
         _say_memory(state.cgroup_paths)
     if not options.keep:
