@@ -51,6 +51,16 @@ def test_new_file_systems_are_labelled_where_selinux_is() -> None:
     assert not [args for call, args in calls(spec(), "apparmor") if b"context" in args]
 
 
+def test_message_queues_are_labelled_by_their_directory() -> None:
+    """Their file system is the kernel's, one for each IPC namespace: mounting it with a context is an error."""
+    document = spec()
+    document.mounts = (*document.mounts, Mount("/dev/mqueue", "mqueue", "mqueue"))
+    found = calls(document, "selinux")
+    assert [args[3] for call, args in found if call == "fsconfig" and b"context" in args] == [FILES.encode()]
+    assert [args[1:3] for call, args in found if call == "fsetxattr"] == [(b"security.selinux", FILES.encode())]
+    assert not [call for call, _ in calls(document, "apparmor") if call == "fsetxattr"]
+
+
 @pytest.mark.parametrize(("property", "value"), [("apparmor_profile", "p"), ("selinux_label", LABEL)])
 def test_without_the_module_it_is_refused(property: str, value: str) -> None:
     with pytest.raises(ConfigError, match="is not enabled on this host"):

@@ -64,6 +64,14 @@ def test_apparmor(vm: Run) -> None:
     assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
+def test_selinux(vm: Run) -> None:
+    """Confined by labels, with a policy that the tests load; they skip themselves on a machine without SELinux."""
+    words = ("python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_selinux.py")
+    done = vm(*words, layout="selinux", timeout=900)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
 def test_limits_of_v2(vm: Run) -> None:
     """The tests of v2's limits, which skip themselves on a machine whose controllers v1 has."""
     pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]

@@ -7,10 +7,12 @@ container is entered, to the runtime's own /proc: nothing of an image can be in 
 
 from __future__ import annotations
 
+from errno import EOPNOTSUPP
+
 from pyoci.errors import ConfigError, Problem
 from pyoci.kernel import flags as k
 from pyoci.plan.ops import Op, Ref
-from pyoci.plan.paths import close
+from pyoci.plan.paths import EXACT, close, openat2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +45,26 @@ def labels(process: Process, host: Host) -> list[Op]:
     if problems:
         raise ConfigError(problems)
     return ops
+
+
+def label_of_mqueue(tree: str, label: str) -> list[Op]:
+    """The label of a POSIX message queue file system, `@tree`.
+
+    There is one for each IPC namespace and it is older than any mount of it, so it takes no `context`: its directory is
+    labelled instead, and new queues inherit that.
+    """
+    pointer = "/linux/mountLabel"
+    data = label.encode()
+    return [
+        openat2(tree, b".", k.O_RDONLY | k.O_DIRECTORY | k.O_CLOEXEC, EXACT, pointer, "directory"),
+        Op(
+            "fsetxattr",
+            (Ref("directory"), b"security.selinux", data, len(data), 0),
+            pointer,
+            tolerate=(EOPNOTSUPP,),  # the policy labels no such file system
+        ),
+        close("directory", pointer),
+    ]
 
 
 def _write(path: bytes, text: str, pointer: str, hint: str) -> list[Op]:

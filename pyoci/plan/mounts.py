@@ -23,7 +23,7 @@ TREE = k.AT_EMPTY_PATH | k.AT_RECURSIVE
 MOVE = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
 ATTR_SIZE = 32
 # File systems whose files get linux.mountLabel; those of the kernel's own have labels by policy (mount(8), "context").
-LABELLED = ("tmpfs", "devpts", "mqueue", "overlay")
+LABELLED = ("tmpfs", "devpts", "overlay")
 
 
 def setattr_op(name: str, flags: int, origin: str, set_: int = 0, clear: int = 0, propagation: int = 0) -> Op:
@@ -203,6 +203,10 @@ def _filesystem(
     tree = f"mount{index}" if late_readonly else "tree"
     ops.append(Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, on), origin, tree))
     ops.append(close("fs", origin))
+    if label and type_ == "mqueue":
+        from pyoci.plan.labels import label_of_mqueue
+
+        ops += label_of_mqueue(tree, label)
     propagation = options.propagation or options.tree_propagation
     if propagation:
         ops.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, propagation=propagation))
