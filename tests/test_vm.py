@@ -82,7 +82,7 @@ def test_limits_of_v2(vm: Run) -> None:
 
 @pytest.mark.parametrize("layout", ["v2", "hybrid", "v1"])
 def test_units_of_systemd(vm: Run, layout: str) -> None:
-    """The tests of --systemd-cgroup, which skip themselves where systemd is not process 1; v1 shows the few that differ."""
+    """The tests of --systemd-cgroup, skipped without systemd as process 1; v1 shows the few that differ."""
     pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_systemd.py"]
     chosen = [] if layout == "v2" else ["-k", "limits or pids or devices or killed"]
     done = vm(*pytest_there, *chosen, layout=layout, timeout=900)
