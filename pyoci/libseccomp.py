@@ -67,6 +67,7 @@ def _load() -> ctypes.CDLL:
         ("seccomp_arch_remove", ctypes.c_int, (context, token)),
         ("seccomp_attr_set", ctypes.c_int, (context, ctypes.c_int, ctypes.c_uint32)),
         ("seccomp_syscall_resolve_name", call, (name,)),
+        ("seccomp_syscall_resolve_name_arch", call, (token, name)),
         (
             "seccomp_rule_add_array",
             ctypes.c_int,
@@ -146,8 +147,11 @@ def _conditions(rule: SyscallRule, pointer: str) -> Iterator[Sequence[_Compariso
             yield (comparison,)
 
 
-def _architectures(library: ctypes.CDLL, context: int, seccomp: Seccomp, arch: str) -> None:
-    """The filter answers for `arch` and for what the configuration lists; calls by any other kill the thread."""
+def _architectures(library: ctypes.CDLL, context: int, seccomp: Seccomp, arch: str) -> list[int]:
+    """The filter answers for `arch` and for what the configuration lists; calls by any other kill the thread.
+
+    Returns the numbers of all of them.
+    """
     native = library.seccomp_arch_native()
     target = library.seccomp_arch_resolve_name(arch.encode())
     if target == BAD_ARCHITECTURE:
@@ -155,6 +159,7 @@ def _architectures(library: ctypes.CDLL, context: int, seccomp: Seccomp, arch: s
     if target != native:
         _check(library.seccomp_arch_add(context, target), "/linux/seccomp", f"seccomp_arch_add({arch})")
         _check(library.seccomp_arch_remove(context, native), "/linux/seccomp", "seccomp_arch_remove(native)")
+    tokens = [target]
     for index, name in enumerate(seccomp.architectures):
         pointer = f"/linux/seccomp/architectures/{index}"
         token = BAD_ARCHITECTURE
@@ -165,6 +170,8 @@ def _architectures(library: ctypes.CDLL, context: int, seccomp: Seccomp, arch: s
         result = library.seccomp_arch_add(context, token)
         if result != -EEXIST:
             _check(result, pointer, f"seccomp_arch_add({name})")
+            tokens.append(token)
+    return tokens
 
 
 def _rules(library: ctypes.CDLL, context: int, seccomp: Seccomp, default: int) -> None:
@@ -185,6 +192,19 @@ def _rules(library: ctypes.CDLL, context: int, seccomp: Seccomp, default: int) -
                     f"{pointer}/names/{position}",
                     f"seccomp_rule_add_array({rule.action}, {name}, {len(condition)} comparisons)",
                 )
+
+
+def _newest(library: ctypes.CDLL, seccomp: Seccomp, tokens: Sequence[int]) -> dict[int, int]:
+    """The highest number among the calls that the profile names, for each architecture that has any of them."""
+    names = {name.encode() for rule in seccomp.syscalls for name in rule.names}
+    found: dict[int, int] = {}
+    for token in tokens:
+        # negative: not of this architecture, unknown, or a part of another call (socketcall)
+        numbers = [library.seccomp_syscall_resolve_name_arch(token, name) for name in names]
+        most = max(numbers, default=-1)
+        if most >= 0:
+            found[token] = most
+    return found
 
 
 def _export(library: ctypes.CDLL, context: int) -> bytes:
@@ -216,9 +236,14 @@ def compile_filter(seccomp: Seccomp, arch: str) -> bytes:
     try:
         # A tree of comparisons instead of a list: a call costs log n. A library that cannot, does without.
         library.seccomp_attr_set(context, SCMP_FLTATR_CTL_OPTIMIZE, BINARY_TREE)
-        _architectures(library, context, seccomp, arch)
+        tokens = _architectures(library, context, seccomp, arch)
         _rules(library, context, seccomp, default)
         program = _export(library, context)
+        if seccomp.default_action == "SCMP_ACT_ERRNO":
+            from pyoci.newer_calls import ANSWER, prologue
+
+            if default != ANSWER:
+                program = prologue(_newest(library, seccomp, tokens)) + program
     finally:
         library.seccomp_release(context)
     if len(program) // INSTRUCTION > BPF_MAXINSNS:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from pyoci.spec.types import Seccomp
 
-MAGIC = b"pyoBPF\x01\n"
+MAGIC = b"pyoBPF\x02\n"  # another number for every change of what is made of the same profile
 SALT = 0x70796F6369
 CHECKSUM = 8
 FILE_MAX = 1 << 20  # bytes; a larger profile is not cached

@@ -14,6 +14,7 @@ import sys
 import time
 from _imp import source_hash
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,9 +61,10 @@ def rule(name: str, action: str = "SCMP_ACT_ERRNO", ret: int | None = MARK, *arg
     return SyscallRule(names=(name,), action=action, errno_ret=ret, args=args)
 
 
-def simulate(program: bytes, number: int, arch: str = ARCH, *args: int) -> int:
+def simulate(program: bytes, number: int, arch: str | int = ARCH, *args: int) -> int:
     """What the filter returns (SECCOMP_RET_*): classic BPF as the kernel runs it on struct seccomp_data."""
-    data = struct.pack("<iIQ6Q", number, AUDIT_ARCH[arch], 0, *(*args, 0, 0, 0, 0, 0, 0)[:6])
+    arch = arch if isinstance(arch, int) else AUDIT_ARCH[arch]
+    data = struct.pack("<IIQ6Q", number, arch, 0, *(*args, 0, 0, 0, 0, 0, 0)[:6])
     accumulator = position = 0
     while True:
         code, true, false, k = struct.unpack_from("<HBBI", program, 8 * position)
@@ -250,6 +252,98 @@ def test_a_large_profile() -> None:
     for index, number in enumerate(table.values()):
         assert simulate(program, number) == ACTIONS["SCMP_ACT_ERRNO"] | 1 + index
     assert simulate(program, 1023) == ACTIONS["SCMP_ACT_KILL_PROCESS"]
+
+
+# Calls that are newer than the profile ------------------------------------------------------------------------------
+
+NEW = 1000  # no kernel has it yet
+ENOSYS = ACTIONS["SCMP_ACT_ERRNO"] | errno.ENOSYS
+EPERM = ACTIONS["SCMP_ACT_ERRNO"] | errno.EPERM
+
+
+def everyday(*more: SyscallRule, default: str = "SCMP_ACT_ERRNO", **others: Any) -> Seccomp:
+    """What `under` needs, and no call newer than close_range; not getcwd."""
+    names = [name for name, number in numbers(ARCH).items() if number <= numbers(ARCH)["close_range"]]
+    names = [name for name in names if name != "getcwd"]
+    allow = SyscallRule(names=(*names, "brk", "futex", "madvise", "rt_sigreturn"), action="SCMP_ACT_ALLOW")
+    return profile(allow, *more, default=default, **others)
+
+
+def test_newer_calls_are_not_there() -> None:
+    """Refused, but as an older kernel would: ENOSYS makes a program try the older call, EPERM makes it fail."""
+    program = cache.compile(everyday(), ARCH)
+    newest = numbers(ARCH)["close_range"]
+    assert under(program, NEW) == (-1, errno.ENOSYS, 0)
+    assert under(program, newest + 1) == (-1, errno.ENOSYS, 0)
+    assert under(program, numbers(ARCH)["getcwd"], 0, 0) == (-1, errno.EPERM, 0)
+    assert under(program, newest, 1000, 0, 0)[1] == errno.EINVAL  # the kernel's own answer
+    assert [simulate(program, n) for n in (newest + 1, 0xFFFF, 0x3FFFFFFF)] == [ENOSYS] * 3
+
+
+def test_any_rule_is_a_decision_about_its_call() -> None:
+    program = cache.compile(everyday(rule("faccessat2", "SCMP_ACT_ERRNO", MARK)), ARCH)
+    found = [simulate(program, numbers(ARCH)["faccessat2"] + n) for n in (-1, 0, 1)]
+    assert found[1:] == [ACTIONS["SCMP_ACT_ERRNO"] | MARK, ENOSYS]
+
+
+@pytest.mark.parametrize(
+    ("default", "ret", "expected"),
+    [
+        ("SCMP_ACT_ERRNO", None, ENOSYS),
+        ("SCMP_ACT_ERRNO", errno.EPERM, ENOSYS),
+        ("SCMP_ACT_ERRNO", MARK, ENOSYS),
+        ("SCMP_ACT_ERRNO", errno.ENOSYS, ENOSYS),
+        ("SCMP_ACT_KILL", None, ACTIONS["SCMP_ACT_KILL"]),
+        ("SCMP_ACT_KILL_PROCESS", None, ACTIONS["SCMP_ACT_KILL_PROCESS"]),
+        ("SCMP_ACT_TRAP", None, ACTIONS["SCMP_ACT_TRAP"]),
+        ("SCMP_ACT_TRACE", 5, ACTIONS["SCMP_ACT_TRACE"] | 5),
+        ("SCMP_ACT_LOG", None, ACTIONS["SCMP_ACT_LOG"]),
+    ],
+)
+def test_other_defaults_hold_for_newer_calls_too(default: str, ret: int | None, expected: int) -> None:
+    program = cache.compile(everyday(default=default, errno_ret=ret), ARCH)
+    assert simulate(program, NEW) == expected
+    if ret == errno.ENOSYS:  # nothing to add
+        assert len(program) < len(cache.compile(everyday(), ARCH))
+
+
+def test_a_profile_without_calls_is_older_than_all() -> None:
+    program = cache.compile(profile(default="SCMP_ACT_ERRNO"), ARCH)
+    assert [simulate(program, n) for n in (0, NEW)] == [EPERM] * 2
+    program = cache.compile(profile(rule("call_of_2040"), default="SCMP_ACT_ERRNO"), ARCH)
+    assert [simulate(program, n) for n in (0, NEW)] == [EPERM] * 2
+
+
+LITTLE = ("X86", "X86_64", "X32", "ARM", "AARCH64", "MIPSEL", "MIPSEL64", "MIPSEL64N32", "PPC64LE", "RISCV64")
+X32_BIT = 0x40000000
+KERNELS_OWN = 0x4000003E  # libseccomp's number of x32, which the kernel does not know
+
+
+@pytest.mark.parametrize("listed", [(name,) for name in LITTLE] + [LITTLE, ("X86", "X86_64", "X32")])
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+def test_newer_calls_of_every_architecture(monkeypatch: pytest.MonkeyPatch, arch: str, listed: tuple[str, ...]) -> None:
+    """For each architecture of the filter, above its own newest call ENOSYS, and below what there was before."""
+    library = ctypes.CDLL("libseccomp.so.2")
+    library.seccomp_arch_resolve_name.restype = ctypes.c_uint32
+    seccomp = profile(
+        SyscallRule(names=("read", "exit_group", "chown", "socket", "openat2"), action="SCMP_ACT_ALLOW"),
+        default="SCMP_ACT_ERRNO",
+        architectures=tuple("SCMP_ARCH_" + name for name in listed),
+    )
+    program = cache.compile(seccomp, arch)
+    monkeypatch.setattr("pyoci.newer_calls.prologue", lambda newest: b"")
+    before = cache.compile(seccomp, arch)
+    tokens = {library.seccomp_arch_resolve_name(name.lower().encode()) for name in (*listed, arch)}
+    for token in {*tokens, *AUDIT_ARCH.values()}:
+        openat2 = library.seccomp_syscall_resolve_name_arch(ctypes.c_uint32(token), b"openat2")
+        kernels = AUDIT_ARCH["x86_64"] if token == KERNELS_OWN else token
+        low = X32_BIT if token == KERNELS_OWN else 0
+        for number in (*range(low, low + 600), *range(openat2 - 2, openat2 + 600)):
+            expected = simulate(before, number, kernels)
+            if token in tokens and number > openat2 and (kernels != AUDIT_ARCH["x86_64"] or low == number & X32_BIT):
+                expected = ENOSYS
+            assert simulate(program, number, kernels) == expected, (hex(token), number)
+        assert simulate(program, openat2, kernels) in (ACTIONS["SCMP_ACT_ALLOW"], ACTIONS["SCMP_ACT_KILL"])
 
 
 # Architectures and flags ---------------------------------------------------------------------------------------------

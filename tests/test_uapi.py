@@ -119,7 +119,7 @@ def constants(arch: str) -> dict[str, int]:
     found.update(flags.RLIMITS)
     found.update(CAPABILITIES)
     found.update({name: number for number, (name, _) in errnos.ERRNOS.items()})
-    found.update(seccomp.FLAGS)
+    found.update((name, value) for name, value in vars(seccomp).items() if name.startswith("SECCOMP_FILTER_FLAG_"))
     found.update(("SECCOMP_RET_" + name.removeprefix("SCMP_ACT_"), value) for name, value in seccomp.ACTIONS.items())
     found["SECCOMP_RET_USER_NOTIF"] = found.pop("SECCOMP_RET_NOTIFY")
     for table in (
@@ -226,13 +226,24 @@ def test_libseccomp_numbers(tmp_path: Path) -> None:
     cc = shutil.which("gcc")
     if cc is None:
         pytest.skip("no C compiler: install gcc")
-    include = "#include <seccomp.h>\n"
+    include = "#include <linux/filter.h>\n#include <linux/seccomp.h>\n#include <seccomp.h>\n#include <stddef.h>\n"
     found = subprocess.run([cc, "-E", "-x", "c", "-"], input=include, text=True, capture_output=True, check=False)
     if found.returncode:
         pytest.skip("no seccomp.h: install libseccomp-dev")
     values = {f"{name}({0})" if name in seccomp.ERRNO_MAX else name: value for name, value in seccomp.ACTIONS.items()}
     values.update(seccomp.OPERATORS)
-    values["SCMP_FLTATR_CTL_OPTIMIZE"] = seccomp.SCMP_FLTATR_CTL_OPTIMIZE
+    for name in ("SCMP_FLTATR_CTL_OPTIMIZE", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32"):
+        values[name] = getattr(seccomp, name)
+    values["BPF_LD|BPF_W|BPF_ABS"] = seccomp.BPF_LD_W_ABS
+    values["BPF_ALU|BPF_AND|BPF_K"] = seccomp.BPF_ALU_AND_K
+    values["BPF_JMP|BPF_JA"] = seccomp.BPF_JA
+    for name in ("JEQ", "JGT", "JGE", "JSET"):
+        values[f"BPF_JMP|BPF_{name}|BPF_K"] = getattr(seccomp, f"BPF_{name}_K")
+    values["BPF_RET|BPF_K"] = seccomp.BPF_RET_K
+    values["offsetof(struct seccomp_data, nr)"] = seccomp.DATA_NR
+    values["offsetof(struct seccomp_data, arch)"] = seccomp.DATA_ARCH
+    if platform.machine() == "x86_64":
+        values["__X32_SYSCALL_BIT"] = seccomp.X32_SYSCALL_BIT
     text = include + '_Static_assert(__NR_SCMP_ERROR == -1, "error");\n'
     text += "".join(f'_Static_assert((unsigned)({name}) == {value}u, "{name}");\n' for name, value in values.items())
     check(platform.machine(), text, tmp_path)

@@ -37,6 +37,7 @@ SECCOMP_FILTER_FLAG_TSYNC = 1
 SECCOMP_FILTER_FLAG_LOG = 2
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SECCOMP_FILTER_FLAG_TSYNC_ESRCH = 16
 SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32  # Linux 5.19
 FLAGS: dict[str, int] = {
     "SECCOMP_FILTER_FLAG_TSYNC": SECCOMP_FILTER_FLAG_TSYNC,
@@ -47,6 +48,21 @@ FLAGS: dict[str, int] = {
 
 SCMP_FLTATR_CTL_OPTIMIZE = 8
 SCMP_ERROR = -1  # __NR_SCMP_ERROR: no such system call on any architecture
+SCMP_ARCH_X86_64 = 0xC000003E
+SCMP_ARCH_X32 = 0x4000003E  # libseccomp's own: to the kernel it is x86_64, with this bit in the number of the call
+X32_SYSCALL_BIT = 0x40000000
+
+# classic BPF as libseccomp and we write it (linux/bpf_common.h), and what it looks at (struct seccomp_data)
+BPF_LD_W_ABS = 0x20
+BPF_ALU_AND_K = 0x54
+BPF_JA = 0x05
+BPF_JEQ_K = 0x15
+BPF_JGT_K = 0x25
+BPF_JGE_K = 0x35
+BPF_JSET_K = 0x45
+BPF_RET_K = 0x06
+DATA_NR = 0
+DATA_ARCH = 4
 BPF_MAXINSNS = 4096
 INSTRUCTION = 8  # sizeof(struct sock_filter)
 
