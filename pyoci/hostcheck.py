@@ -154,8 +154,15 @@ def devices(spec: Spec) -> Iterator[Finding]:
     """Network devices that are to be moved."""
     from pyoci.jsontext import escape
 
-    for name in spec.linux.net_devices or ():
-        if "/" in name or not _exists(f"/sys/class/net/{name}"):
+    if not spec.linux.net_devices:
+        return
+    from _socket import if_nametoindex
+
+    for name in spec.linux.net_devices:
+        try:
+            # what /sys shows are the devices of whoever mounted it
+            if_nametoindex(name)
+        except OSError:
             yield Finding("error", f"/linux/netDevices/{escape(name)}", "there is no such network device")
 
 

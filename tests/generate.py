@@ -245,6 +245,8 @@ def documents(draw: st.DrawFn) -> Json:
     linux["sysctl"] = {key: "1" for kind, key in sysctl.items() if kind in spaces and draw(st.booleans())}
     if "time" in new and draw(st.booleans()):
         linux["timeOffsets"] = {"monotonic": {"secs": 5, "nanosecs": 6}}
+    if "network" in spaces and draw(st.booleans()):
+        linux["netDevices"] = draw(st.sampled_from(({"eth0": {}}, {"eth0": {"name": "net%d"}, "eth1": {"name": "a"}})))
     linux |= draw(
         optional(
             devices=device_lists(),

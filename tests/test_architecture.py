@@ -302,7 +302,10 @@ def test_no_path_leads_into_a_root() -> None:
 def test_only_init_enters() -> None:
     """No code of ours but init.c runs in a container: Python does not fork, setns, chroot or execute by itself."""
     entering = {"chroot", "execv", "execve", "fork", "forkpty", "pivot_root", "setns", "unshare", "vfork"}
-    allowed = {("pyoci.__main__", "execv")}  # the interpreter, again, before there is any container
+    allowed = {
+        ("pyoci.__main__", "execv"),  # the interpreter, again, before there is any container
+        ("pyoci.netdevice", "setns"),  # a network namespace and back, to make a socket: no files, no code
+    }
     for module in modules():
         for call in functions_and_calls(module):
             name = ast.unparse(call.func).split(".")[-1]

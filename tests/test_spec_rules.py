@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyoci.errors import ConfigError
+from pyoci.jsontext import escape
 from pyoci.spec import linux_rules, resource_rules, seccomp_rules, types, validate
 from pyoci.spec import unsupported as refusals
 from pyoci.spec.linux_rules import sysctl_path
@@ -86,6 +87,7 @@ GOOD: list[tuple[tuple[str, object], ...]] = [
     (("/process/rlimits", [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]),),
     (("/process/capabilities/bounding", ["CAP_FUTURE", "nonsense"]),),
     (("/process/apparmorProfile", ""), ("/process/selinuxLabel", ""), ("/linux/mountLabel", "")),
+    (("/linux/netDevices", {"eth0": {}, "eth1": {"name": "x%d"}, "eth2": {"name": "x%d"}, "a": {"name": "eth9"}}),),
     (("/process/execCPUAffinity", {}), ("/linux/netDevices", {}), ("/linux/resources/network", {})),
     (("/mounts/-", {"destination": "/x", "options": ["rbind"], "source": "."}),),
     (("/mounts/-", {"destination": "/x", "options": ["remount", "ro"]}),),
@@ -149,6 +151,11 @@ def other(**more: object) -> dict[str, object]:
 
 
 # (pointer of the problem, part of its message, changes); without changes other than a value: (pointer, part, value)
+WRONG_DEVICES = (
+    ("", "is not a name"), ("..", "is not a name"), ("a/b", "a slash"), ("a b", "white space"), ("a:b", "a colon"),
+    ("sixteen-letters-", "more than 15 bytes"), ("ä" * 8, "more than 15 bytes"),
+)  # fmt: skip
+
 BAD: list[tuple[str, str, object]] = [
     *[("/ociVersion", f'"{text}" is not a SemVer', text)
       for text in ("", "invalid", "1.0", "2.0", "1.0.0.0", "01.0.0", "1.0.0-", "1.0.0-a..b", "1.0.0+", "1.0.0-01",
@@ -276,6 +283,19 @@ BAD: list[tuple[str, str, object]] = [
      (without_namespace("uts"), ("/hostname", MISSING), ("/domainname", MISSING),
       ("/linux/sysctl/kernel.domainname", "x"))),
     ("/linux/sysctl/net.x", "must be a string, not a number", 1),
+    ("/linux/netDevices/eth0/name", "must be a string, not a number", changes(
+        ("/linux/netDevices", {"eth0": {"name": 1}}))),
+    ("/linux/netDevices/eth0", "must be an object", changes(("/linux/netDevices", {"eth0": "eth1"}))),
+    ("/linux/netDevices", "needs a network namespace", (
+        without_namespace("network"), ("/linux/sysctl", MISSING), ("/linux/netDevices", {"eth0": {}}))),
+    *[(f"/linux/netDevices/{escape(name)}", part, changes(("/linux/netDevices", {name: {}})))
+      for name, part in (*WRONG_DEVICES, ("lo", "cannot be moved"), ("eth%d", "percent"))],
+    *[("/linux/netDevices/eth0/name", part, changes(("/linux/netDevices", {"eth0": {"name": name}})))
+      for name, part in (*WRONG_DEVICES[1:], ("lo", "is taken"), ("%deth", "percent"), ("a%d%d", "percent"))],
+    ("/linux/netDevices/b/name", '"x" is the name of "a" in the container already', changes(
+        ("/linux/netDevices", {"a": {"name": "x"}, "b": {"name": "x"}}))),
+    ("/linux/netDevices/b", '"b" is the name of "a" in the container already', changes(
+        ("/linux/netDevices", {"a": {"name": "b"}, "b": {}}))),
     ("/linux/rootfsPropagation", '"sharing" is not one of shared,', "sharing"),
     ("/linux/maskedPaths/0", 'must be an absolute path, not "proc"', "proc"),
     ("/linux/readonlyPaths/0", "must be an absolute path", ""),
@@ -380,7 +400,6 @@ BAD: list[tuple[str, str, object]] = [
 
 UNSUPPORTED: list[tuple[str, object]] = [
     ("/linux/intelRdt", {}),
-    ("/linux/netDevices", {"eth0": {}}),
     ("/linux/seccomp/syscalls/0/action", "SCMP_ACT_NOTIFY"),
 ]
 
@@ -422,8 +441,6 @@ def test_unsupported_rows_are_all_tested() -> None:
     ("pointer", "value"),
     [
         ("/linux/intelRdt", {"closID": 5}),
-        ("/linux/netDevices", {"eth0": {"name": 1}}),
-        ("/linux/netDevices", {"eth0": "eth1"}),
     ],
 )
 def test_shapes_of_the_unsupported_are_checked_too(pointer: str, value: object) -> None:

@@ -287,6 +287,8 @@ class Creation:
             for fd in self.performer.given.values():
                 posix.close(fd)
         session.play()
+        if self.performer.net_devices is not None:
+            self.performer.net_devices.close()
         return session
 
     def _before(self, op: Op) -> None:
@@ -310,6 +312,8 @@ class Creation:
         from pyoci.container.teardown import dismantle
 
         try:
+            if self.performer.net_devices is not None:
+                self.performer.net_devices.give_back()
             if self.session is not None:
                 self.session.abandon()
             dismantle(self.store, self.state, poststop=self.performer.ran_hooks or isinstance(error, HookError))

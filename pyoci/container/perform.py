@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyoci.hooks import AnyHook
     from pyoci.host import Host
     from pyoci.launch import Session
+    from pyoci.netdevice import NetDevices
     from pyoci.plan.ops import Op
     from pyoci.spec.types import Hooks
     from pyoci.state import State, Store
@@ -30,7 +31,9 @@ class Performer:
     `created` is called when init reports the container complete.
     """
 
-    __slots__ = ("after_created", "given", "hooks", "host", "pid_file", "ran_hooks", "state", "store", "unit")
+    __slots__ = (
+        "after_created", "given", "hooks", "host", "net_devices", "pid_file", "ran_hooks", "state", "store", "unit",
+    )  # fmt: skip
 
     def __init__(
         self, store: Store, state: State, host: Host, hooks: Hooks, pid_file: str, after_created: bool
@@ -43,6 +46,7 @@ class Performer:
         self.after_created = after_created  # init goes on without us once the container is created
         self.ran_hooks = False
         self.given: dict[str, int] = {}  # descriptors that init is to be started with, by name
+        self.net_devices: NetDevices | None = None
         self.unit: Unit | None = None
         if state.unit:
             from pyoci.cgroup.systemd import Unit
@@ -70,6 +74,12 @@ class Performer:
             self.given[name.decode()] = user_namespace(self.host, uids, gids, op.origin)
         elif call == "check_map":
             check_map(op, session.pid)
+        elif call in ("find_net_device", "move_net_device"):
+            if self.net_devices is None:
+                from pyoci.netdevice import NetDevices
+
+                self.net_devices = NetDevices()
+            self.net_devices.perform(op, session.pid)
         elif self.unit is not None and self.unit.knows(call):
             self.state.cgroup_created += self.unit.perform(op, session.stage)
         else:

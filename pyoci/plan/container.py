@@ -142,6 +142,10 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         sources.append(readiness.source(options.notify))
 
     ops: list[Op] = [*mount_plan.before, *cgroups.create]
+    if spec.linux.net_devices:
+        from pyoci.plan import net_devices
+
+        ops[:0] = net_devices.find(spec.linux.net_devices)
     # -- in the runtime's namespaces
     ops += shed(options.preserve_fds, more=len(mount_plan.maps))
     if not options.listen:
@@ -191,6 +195,8 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops += ns.later(names)
     if "network" in names.new:
         ops += _loopback()
+    if spec.linux.net_devices:
+        ops += net_devices.move(spec.linux.net_devices)
     if spec.hostname is not None and spec.hostname != "":
         name = spec.hostname.encode()
         ops.append(Op("sethostname", (name, len(name)), "/hostname"))

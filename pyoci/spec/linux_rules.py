@@ -248,7 +248,15 @@ def tuning(spec: Spec, report: Report) -> None:
             report.cite((check.__doc__ or "").partition(":")[0], since)
 
 
+def net_devices(spec: Spec, report: Report) -> None:
+    """config-linux.md#network-devices: see net_device_rules."""
+    if spec.linux.net_devices:
+        from pyoci.spec import net_device_rules
+
+        net_device_rules.check(spec, report)
+
+
 CHECKS: tuple[Callable[[Spec, Report], None], ...] = (
     namespaces, user_namespace, time_offsets, devices, cgroups_path, sysctl, propagation, masked_paths, readonly_paths,
-    resources, seccomp, tuning,
+    resources, seccomp, tuning, net_devices,
 )  # fmt: skip

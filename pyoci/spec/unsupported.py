@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 PROCESS: tuple[tuple[str, str], ...] = ()
 
 # (property below /linux, attribute of Linux)
-LINUX = (
-    ("intelRdt", "intel_rdt"),
-    ("netDevices", "net_devices"),
-)
+LINUX = (("intelRdt", "intel_rdt"),)
 
 # (property below /linux/resources, attribute of Resources)
 RESOURCES: tuple[tuple[str, str], ...] = ()
