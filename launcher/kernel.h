@@ -4,7 +4,8 @@
 
 #if defined(__x86_64__)
 enum { ARCH_PRCTL = 158, CLOSE = 3, CONNECT = 42, EXECVE = 59, EXIT_GROUP = 231, FACCESSAT = 269, FCNTL = 72, FLOCK = 73,
-       GETDENTS64 = 217, GETEUID = 107, LSEEK = 8, MEMFD_CREATE = 319, MMAP = 9, MPROTECT = 10, OPENAT = 257, PREAD64 = 17, READ = 0,
+       GETDENTS64 = 217, GETEUID = 107, LSEEK = 8, MADVISE = 28, MEMFD_CREATE = 319, MINCORE = 27,
+       MMAP = 9, MPROTECT = 10, OPENAT = 257, PREAD64 = 17, READ = 0,
        READLINKAT = 267, RECVFROM = 45, RT_SIGACTION = 13, SOCKET = 41, STATX = 332, UMASK = 95, UNAME = 63, UNLINKAT = 263, WRITE = 1 };
 
 static inline long kernel(long number, long a, long b, long c, long d, long e, long f)

@@ -23,7 +23,7 @@
 
 #if defined(__x86_64__)
 
-#define MAGIC "pyoci snapshot 1"
+#define MAGIC "pyoci snapshot 2"
 #define HEAD 65536
 #define PROT_WRITE 2
 #define MAP_PRIVATE 2
@@ -35,9 +35,15 @@
 #define AT_SYSINFO_EHDR 33
 #define SIG_IGN 1
 #define NAME 65
+#define MAP_FIXED 0x10
+#define PAGE 4096
+#define HUGE (2ul << 20)
+#define MADV_HUGEPAGE 14
 #define LATE 0x100 /* to be read-only when addresses in it have been put right */
 #define OF_SNAPSHOT (-1)
 #define OF_NOTHING (-2)
+#define DENSE (-3) /* of the snapshot as well; in its 2 MiB there is nothing else, and most of it will be written to */
+#define FIRST 8192 /* bytes of the file that are read at once: enough for the heads that were seen */
 #define MOST 65000 /* bytes of command line and environment: what the waiting read(2) has room for */
 
 struct mapping {
@@ -100,6 +106,25 @@ static long map(const struct mapping *m, long fd)
     int protection = m->protection & LATE ? (m->protection & ~LATE) | PROT_WRITE : m->protection;
 
     return kernel(MMAP, (long)m->start, (long)m->length, protection, flags, fd, (long)m->offset);
+}
+
+/*
+ * With one huge page, if the kernel has one at hand, instead of a fault and a copy for each page that is written to.
+ * Whatever is not the snapshot's in these 2 MiB is empty.
+ */
+static long map_dense(const struct mapping *m, long fd)
+{
+    static unsigned char resident[HUGE / PAGE];
+    struct mapping all = {m->start & ~(HUGE - 1), HUGE, 0, m->protection, OF_NOTHING};
+
+    if (map(&all, -1) != (long)all.start)
+        return -1;
+    /* one byte is touched: all of the page is there if it is a huge one */
+    if (kernel(MADVISE, (long)all.start, HUGE, MADV_HUGEPAGE, 0, 0, 0) == 0 &&
+        kernel(PREAD64, fd, (long)m->start, 1, (long)m->offset, 0, 0) == 1 &&
+        kernel(MINCORE, (long)all.start, HUGE, (long)resident, 0, 0, 0) == 0 && (resident[0] & resident[HUGE / PAGE - 1] & 1))
+        return kernel(PREAD64, fd, (long)m->start, (long)m->length, (long)m->offset, 0, 0) == (long)m->length ? (long)m->start : -1;
+    return kernel(MMAP, (long)m->start, (long)m->length, m->protection, MAP_PRIVATE | MAP_FIXED, fd, (long)m->offset);
 }
 
 static int same_kernel(void)
@@ -214,8 +239,9 @@ static int map_all(long fd, const struct mapping *mappings, const struct mapped_
         kernel(CLOSE, from, 0, 0, 0, 0, 0);
     }
     for (i = 0; i < head->mappings; i++)
-        if (mappings[i].file < 0 &&
-            map(&mappings[i], mappings[i].file == OF_SNAPSHOT ? fd : -1) != (long)mappings[i].start)
+        if (mappings[i].file == DENSE ? map_dense(&mappings[i], fd) != (long)mappings[i].start
+                                      : mappings[i].file < 0 && map(&mappings[i], mappings[i].file == OF_SNAPSHOT ? fd : -1) !=
+                                                                    (long)mappings[i].start)
             return 0;
     return map(&stack, -1) == (long)stack.start &&
            kernel(PREAD64, fd, (long)(head->stack_end - head->stack_used), (long)head->stack_used,
@@ -228,19 +254,22 @@ int resume_snapshot(const struct words_for_python *words)
     const struct mapping *mappings = (const struct mapping *)(head + 1);
     const struct mapped_file *files;
     const unsigned long *addresses;
-    unsigned long i, vdso;
+    unsigned long i, vdso, end;
     long fd = kernel(OPENAT, HERE, (long)words->path, O_NOFOLLOW | O_CLOEXEC, 0, 0, 0), input, length;
     int stale = 0;
 
     if (fd < 0)
         return fd == -ENOENT;
-    length = kernel(READ, fd, (long)snapshot.bytes, HEAD, 0, 0, 0);
+    length = kernel(READ, fd, (long)snapshot.bytes, FIRST, 0, 0, 0);
     vdso = own_vdso(words->environment);
     if (length == 0 || !vdso || head->mappings > 200 || head->files > 40 || head->addresses > 200) {
         kernel(CLOSE, fd, 0, 0, 0, 0, 0);
         return 0; /* an empty one says that there cannot be one */
     }
-    if (length != HEAD || !starts(head->magic, MAGIC) || !same_kernel()) {
+    end = sizeof(*head) + head->mappings * sizeof(*mappings) + head->files * sizeof(*files) + head->addresses * sizeof(*addresses);
+    if (length == FIRST && end > FIRST && kernel(READ, fd, (long)snapshot.bytes + FIRST, HEAD - FIRST, 0, 0, 0) != HEAD - FIRST)
+        length = 0;
+    if (length != FIRST || !starts(head->magic, MAGIC) || !same_kernel()) {
         kernel(CLOSE, fd, 0, 0, 0, 0, 0);
         return 1;
     }

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import copy
 from pathlib import Path
 from struct import Struct, iter_unpack
 
@@ -43,7 +44,10 @@ PATIENCE = 10.0  # seconds
 START = Struct("<16s176s17QQQQQQQQQQQ")
 MAPPING = Struct("<QQQii")
 FILE = Struct("<208sQQqIIII")
-SNAPSHOT, NOTHING = -1, -2
+SNAPSHOT, NOTHING, DENSE = -1, -2, -3
+HUGE = 2 << 20  # bytes of a huge page
+# Pages in use that are worth a huge page: filling one costs as much as 90 that are written to one by one.
+MANY = 192
 LATE = 0x100  # in a protection: writable until addresses are put right
 # user_regs_struct of the kernel (x86_64), by position
 R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, _, RDX, RSI, RDI, ORIG_RAX, RIP, _, _, RSP, _, FS_BASE = range(22)
@@ -66,6 +70,17 @@ class Mapping:
         self.offset = int(offset, 16)
         self.path = rest[0].strip() if rest else ""
         self.written = False
+
+    def piece(self, start: int, end: int) -> Mapping:
+        """A part of memory that is no file's."""
+        part = copy(self)
+        part.start, part.end = start, end
+        return part
+
+    @property
+    def empty(self) -> bool:
+        """Whether only room is reserved."""
+        return not self.path and not self.protection
 
 
 class Frozen:
@@ -124,6 +139,7 @@ class Snapshot:
         self.process = process
         self.mappings: list[tuple[int, int, int, int, int]] = []
         self.files: list[str] = []
+        self.dense: list[int] = []  # where huge pages are
         self.pages = bytearray()
         self.addresses: list[int] = []
         self.heap_ends: list[int] = []
@@ -138,10 +154,13 @@ class Snapshot:
         self.stack_used = self.stack_end - self.stack_start
         self.stack_offset = self.keep(self.stack_start, process.read(self.stack_start, self.stack_used))
         library = ""
+        for place in places(process.mappings):
+            self.add_dense(place)
         for mapping in process.mappings:
-            if mapping.path in ("", "[heap]") or mapping.path.startswith("/"):
+            if not mapping.empty and (mapping.path in ("", "[heap]") or mapping.path.startswith("/")):
                 library = mapping.path or library
-                self.add(mapping, "/libc.so" in library or "/libc-" in library)
+                for piece in self.outside(mapping):
+                    self.add(piece, "/libc.so" in library or "/libc-" in library)
         if self.heap is not None and len(self.heap_ends) != 1:
             raise Unfit(f"the end of the heap is in {len(self.heap_ends)} places")
 
@@ -173,6 +192,31 @@ class Snapshot:
                 # what the dynamic linker made read-only has addresses as well
                 late = LATE if len(self.addresses) > known and not mapping.protection & 2 else 0
                 self.mappings.append((start, len(piece), offset, mapping.protection | late, SNAPSHOT))
+
+    def add_dense(self, place: int) -> None:
+        """What is in one huge page, if it is worth one."""
+        data = bytearray(HUGE)
+        for mapping in self.process.mappings:
+            first, last = max(mapping.start, place), min(mapping.end, place + HUGE)
+            if first < last and not mapping.empty:
+                data[first - place : last - place] = self.process.read(first, last - first)
+        used = [page for page in range(HUGE // PAGE) if data[PAGE * page : PAGE * (page + 1)] != ZEROS]
+        if len(used) >= MANY:
+            first, last = used[0] * PAGE, (used[-1] + 1) * PAGE
+            offset = self.keep(place + first, bytes(data[first:last]))
+            self.mappings.append((place + first, last - first, offset, 3, DENSE))
+            self.dense.append(place)
+
+    def outside(self, mapping: Mapping) -> Iterator[Mapping]:
+        """The pieces of a mapping that are in no huge page."""
+        for place in sorted(self.dense):
+            if mapping.start < place + HUGE and place < mapping.end:
+                if mapping.start < place:
+                    yield mapping.piece(mapping.start, place)
+                if mapping.end <= place + HUGE:
+                    return
+                mapping = mapping.piece(place + HUGE, mapping.end)
+        yield mapping
 
     def keep(self, start: int, data: bytes) -> int:
         """Pages of the file; their offset."""
@@ -206,7 +250,7 @@ class Snapshot:
         name = os.uname()
         kernel = b"".join(text.encode().ljust(65, b"\0") for text in (name.release, name.version))
         head = START.pack(
-            b"pyoci snapshot 1", kernel, *registers, found[FS_BASE], self.vdso.start, self.vdso.end,
+            b"pyoci snapshot 2", kernel, *registers, found[FS_BASE], self.vdso.start, self.vdso.end,
             self.stack_end - STACK, self.stack_end, self.stack_offset, self.stack_used,
             len(self.mappings), len(self.files), len(self.addresses),
         )  # fmt: skip
@@ -228,6 +272,17 @@ class Snapshot:
         return FILE.pack(
             name, status.st_ino, status.st_size, seconds, nanoseconds, os.major(device), os.minor(device), 0
         )
+
+
+def places(mappings: list[Mapping]) -> Iterator[int]:
+    """Starts of huge pages where nothing but memory that can be written to is."""
+    found: dict[int, bool] = {}
+    for mapping in mappings:
+        if not mapping.empty:
+            plain = mapping.protection == 3 and mapping.path in ("", "[heap]")
+            for place in range(mapping.start // HUGE * HUGE, mapping.end, HUGE):
+                found[place] = found.get(place, True) and plain
+    yield from (place for place, plain in found.items() if plain)
 
 
 def runs(data: bytes | bytearray) -> Iterator[tuple[int, int, bool]]:
@@ -265,7 +320,7 @@ def waiting_interpreter() -> tuple[subprocess.Popen[bytes], int, int]:
     option = f"pyoci={sys._xoptions['pyoci']}"
     child = subprocess.Popen(
         [sys.executable, *OPTIONS, "-X", option, "-c", body, *PLACES],
-        env={},
+        env={"LD_PRELOAD": str(Path(__file__).with_name("place.so"))},
         cwd="/",
         pass_fds=(reading, ready),
         stdin=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -214,6 +215,39 @@ def test_what_does_not_fit_is_taken_anew(kept: Kept, change: str) -> None:
     assert kept.resumes()
 
 
+def dense(path: Path) -> list[tuple[int, int]]:
+    """(start, bytes) of what is put into huge pages."""
+    data = path.read_bytes()
+    count = int.from_bytes(data[snapshot.START.size - 24 :][:8], "little")
+    rows = [snapshot.MAPPING.unpack_from(data, snapshot.START.size + at * snapshot.MAPPING.size) for at in range(count)]
+    return [(start, length) for start, length, _, _, file in rows if file == snapshot.DENSE]
+
+
+def without_huge_pages() -> None:
+    """prctl(2), PR_SET_THP_DISABLE: children have it too."""
+    assert ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0
+
+
+def test_most_of_the_objects_are_in_huge_pages(kept: Kept) -> None:
+    """Which a kernel may have none of: then they are copied page by page, as they are written to."""
+    found = dense(kept.take())
+    assert found, "neither arenas nor heap were where launcher/place.c puts them"
+    assert all(length <= snapshot.HUGE for _, length in found)
+    assert len({start // snapshot.HUGE for start, _ in found}) == len(found)
+    kept.python(False)
+    assert kept.answer() == ANSWER
+    assert kept.answer(preexec_fn=without_huge_pages) == ANSWER
+
+
+def test_hooks_do_not_have_the_environment_that_the_interpreter_was_placed_with(kept: Kept) -> None:
+    kept.take()
+    kept.python(False)
+    out = kept.folder / "environment"
+    kept.config["hooks"] = {"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", f"/usr/bin/env >{out}"]}]}
+    kept.start("true")
+    assert "LD_PRELOAD" not in out.read_text()
+
+
 def test_that_there_cannot_be_one_is_remembered(kept: Kept) -> None:
     path = kept.take()
     path.write_bytes(b"")
@@ -291,6 +325,20 @@ def test_every_process_has_its_own_addresses_for_the_kernels_code(kept: Kept) ->
 # ---- pieces
 
 
+def mapping(place: str, permissions: str = "rw-p", path: str = "") -> snapshot.Mapping:
+    return snapshot.Mapping(f"{place} {permissions} 00000000 00:00 0 {path}")
+
+
+def test_places_of_huge_pages() -> None:
+    alone = mapping("400000-500000")
+    assert list(snapshot.places([alone])) == [0x400000]
+    assert list(snapshot.places([alone, mapping("5ff000-601000", "r--p", "/usr/lib/libc.so.6")])) == []
+    assert list(snapshot.places([alone, mapping("500000-600000", "---p")])) == [0x400000]
+    assert list(snapshot.places([mapping("300000-700000", path="[heap]")])) == [0x200000, 0x400000, 0x600000]
+    assert list(snapshot.places([mapping("400000-500000", "r--p"), mapping("600000-800000", path="[stack]")])) == []
+
+
+
 def test_runs_of_zeros() -> None:
     full, none = b"x" * snapshot.PAGE, bytes(snapshot.PAGE)
     few, many = none * (snapshot.SHORTEST - 1), none * snapshot.SHORTEST
@@ -304,4 +352,5 @@ def test_layouts_are_those_of_the_launcher(root: Path) -> None:
     text = (root / "launcher" / "snapshot.c").read_text()
     sizes = [int(word) for word in re.findall(r"sizeof\(struct \w+\) == (\d+)", text)]
     assert sizes == [snapshot.MAPPING.size, snapshot.FILE.size, snapshot.START.size, waiting.MESSAGE.size]
+    assert f"#define DENSE ({snapshot.DENSE})" in text and f"#define HUGE ({snapshot.HUGE >> 20}ul << 20)\n" in text
     assert f"#define HEAD {snapshot.HEAD}\n" in text and f"#define LATE {snapshot.LATE:#x} " in text
