@@ -45,11 +45,13 @@ GLOBAL: tuple[Flag, ...] = (
 _BUNDLE: Flag = ("bundle", "b", "text", "DIR", "the bundle's directory (the working directory)")
 _PID_FILE: Flag = ("pid-file", "", "text", "FILE", "write the process's pid to this file")
 _CONSOLE: Flag = ("console-socket", "", "text", "PATH", "AF_UNIX socket that gets the terminal's master end")
+_PIDFD: Flag = ("pidfd-socket", "", "text", "PATH", "AF_UNIX socket that gets a pidfd of the process")
 _PRESERVE: Flag = ("preserve-fds", "", "count", "N", "pass N descriptors beyond stdio and $LISTEN_FDS (0)")
 _DETACH: Flag = ("detach", "d", "bool", "", "do not wait for the process")
 _CREATE: tuple[Flag, ...] = (
     _BUNDLE,
     _CONSOLE,
+    _PIDFD,
     _PID_FILE,
     ("no-pivot", "", "bool", "", "move the root mount instead of pivot_root (for an initramfs)"),
     ("no-new-keyring", "", "bool", "", "keep the caller's session keyring"),
@@ -91,7 +93,15 @@ COMMANDS: dict[str, Command] = {
             _DETACH,
             _PID_FILE,
             _CONSOLE,
+            _PIDFD,
             _PRESERVE,
+            (
+                "cgroup",
+                "",
+                "list",
+                "[CONTROLLER,...:]PATH",
+                "run it in this cgroup below the container's; controllers are v1's",
+            ),
             ("ignore-paused", "", "bool", "", "go on if the container is paused"),
         ),
     ),

@@ -26,7 +26,7 @@ OURS = frozenset((signals.SIGCHLD, signals.SIGWINCH, 4, 5, 7, 8, 9, 11, 13, 19, 
 FORWARDED = tuple(n for n in range(1, 65) if n not in OURS)
 
 
-def connect_console_socket(path: str) -> int:
+def connect_console_socket(path: str, flag: str = "--console-socket") -> int:
     """A descriptor connected to the engine's socket at `path`, which may be longer than sun_path's 108 bytes."""
     parent, _, name = path.rpartition("/")
     connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
@@ -40,7 +40,7 @@ def connect_console_socket(path: str) -> int:
         connection.close()
         from pyoci.kernel.errnos import words
 
-        raise PyociError(f"--console-socket: connect {path}: {words(error.errno or 0)}") from None
+        raise PyociError(f"{flag}: connect {path}: {words(error.errno or 0)}") from None
     return connection.detach()
 
 

@@ -107,6 +107,7 @@ class CreateOptions:
         "no_pivot",
         "no_subreaper",
         "pid_file",
+        "pidfd_socket",
         "preserve_fds",
         "root",
         "rootless",
@@ -126,6 +127,7 @@ class CreateOptions:
         detach: bool = False,
         keep: bool = False,
         no_subreaper: bool = False,
+        pidfd_socket: str = "",
         cgroup_manager: str = "cgroupfs",
         rootless: bool | None = None,
     ) -> None:
@@ -140,6 +142,7 @@ class CreateOptions:
         self.detach = detach
         self.keep = keep
         self.no_subreaper = no_subreaper
+        self.pidfd_socket = pidfd_socket
         self.cgroup_manager = cgroup_manager
         self.rootless = rootless
 
@@ -148,7 +151,8 @@ class ExecOptions:
     """exec: either `process_file` or `args`; the other fields change what config.json's process says.
 
     env is added to the container's; `cwd` "" and `uid`, `gid` None mean as in config.json; `caps` are added to the
-    bounding, effective and permitted sets only (CVE-2022-29162).  `tty` and `no_new_privs` only ever switch on.
+    bounding, effective and permitted sets only (CVE-2022-29162); `cgroups` are "PATH" or
+    "CONTROLLER,...:PATH".  `tty` and `no_new_privs` only ever switch on.
     """
 
     __slots__ = (
@@ -156,6 +160,7 @@ class ExecOptions:
         "apparmor",
         "args",
         "caps",
+        "cgroups",
         "console_socket",
         "cwd",
         "detach",
@@ -165,6 +170,7 @@ class ExecOptions:
         "ignore_paused",
         "no_new_privs",
         "pid_file",
+        "pidfd_socket",
         "preserve_fds",
         "process_file",
         "process_label",
@@ -195,6 +201,8 @@ class ExecOptions:
         ignore_paused: bool = False,
         apparmor: str = "",
         process_label: str = "",
+        pidfd_socket: str = "",
+        cgroups: Sequence[str] = (),
     ) -> None:
         self.root = root
         self.id = id
@@ -215,3 +223,5 @@ class ExecOptions:
         self.ignore_paused = ignore_paused
         self.apparmor = apparmor
         self.process_label = process_label
+        self.pidfd_socket = pidfd_socket
+        self.cgroups = tuple(cgroups)

@@ -22,6 +22,7 @@ def create_options(settings: Globals, options: Parsed) -> CreateOptions:
         absolute(options.text("bundle") or "."),
         pid_file=path("pid-file"),
         console_socket=path("console-socket"),
+        pidfd_socket=path("pidfd-socket"),
         no_pivot=options.flag("no-pivot"),
         no_new_keyring=options.flag("no-new-keyring"),
         preserve_fds=options.count("preserve-fds"),

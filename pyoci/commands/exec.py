@@ -38,6 +38,8 @@ def exec_options(settings: Globals, options: Parsed) -> ExecOptions:
         detach=options.flag("detach"),
         pid_file=path("pid-file"),
         console_socket=path("console-socket"),
+        pidfd_socket=path("pidfd-socket"),
+        cgroups=options.many("cgroup"),
         preserve_fds=options.count("preserve-fds"),
         ignore_paused=options.flag("ignore-paused"),
         apparmor=options.text("apparmor"),

@@ -226,6 +226,10 @@ class Creation:
     def _build(self) -> Session:
         blueprint, store, options = self.blueprint, self.store, self.options
         plan = blueprint.plan
+        if options.pidfd_socket:
+            from pyoci.pidfd import Receiver
+
+            self.performer.receiver = Receiver(options.pidfd_socket)
         store.lock()
         # Killed at any moment from here on, what we are about to make must be known: before it is made, as intended.
         intended = missing(self.state.cgroup_paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posix
+from errno import EBUSY, ENOENT, EOPNOTSUPP
 
 from pyoci.container.perform import write_pid_file
 from pyoci.errors import PyociError, WrongState
@@ -17,12 +18,23 @@ from pyoci.state import Store, open_init, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyoci.hooks import AnyHook, Spawn
     from pyoci.host import Host
     from pyoci.options import ExecOptions
+    from pyoci.pidfd import Receiver
     from pyoci.plan.ops import Op
     from pyoci.spec.types import Process, Spec
     from pyoci.state import State
+
+# what a cgroup answers that is gone, has controllers for its children, or is threaded (cgroups(7))
+ELSEWHERE = (ENOENT, EBUSY, EOPNOTSUPP)
+PATH_CLAUSE = "config-linux.md#cgroups-path"
+
+
+class Elsewhere(PyociError):
+    """The container's cgroups are gone, or take no process: where its init is, another one can be."""
 
 
 def exec_(options: ExecOptions) -> int:
@@ -38,11 +50,16 @@ def exec_(options: ExecOptions) -> int:
         # checked by create, and kept by it where only we can write
         spec = load(store.read("config.json"), checked=True)
         process = _process(options, spec)
+        paths = None
+        if options.cgroups:
+            from pyoci.cgroup.choice import below, parse
+
+            paths = below(state.cgroup_paths, parse(options.cgroups), options.ignore_paused)
         pidfd = open_init(state)
         if pidfd is None:
             raise WrongState("cannot exec in a stopped container")
         try:
-            return _enter(options, state, spec, process, pidfd)
+            return _enter(options, state, spec, process, pidfd, paths)
         finally:
             posix.close(pidfd)
     finally:
@@ -99,8 +116,8 @@ def _supported(process: Process, options: ExecOptions) -> None:
         raise PyociError("Cwd must be an absolute path")
 
 
-def target_of(state: State) -> Target:
-    """How to join the container of `state`."""
+def target_of(state: State, paths: Mapping[str, str] | None = None) -> Target:
+    """How to join the container of `state`, in the cgroups `paths` rather than its own."""
     cgroup: bytes | None = None
     opens: list[Op] = []
     enter: list[Op] = []
@@ -108,7 +125,7 @@ def target_of(state: State) -> Target:
         from pyoci.cgroup.live import exec_paths
         from pyoci.plan.cgroup_entry import join_ops
 
-        cgroup, opens, enter = join_ops(exec_paths(state.cgroup_paths, state.pid))
+        cgroup, opens, enter = join_ops(exec_paths(state.cgroup_paths, state.pid) if paths is None else paths)
     if state.unit.startswith("user "):
         from pyoci.cgroup.systemd import must_attach
 
@@ -131,7 +148,14 @@ def _denies_setgroups(state: State) -> bool:
         return False
 
 
-def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pidfd: int) -> int:
+def _enter(  # noqa: PLR0913 - what exec has found out
+    options: ExecOptions,
+    state: State,
+    spec: Spec,
+    process: Process,
+    pidfd: int,
+    cgroup_paths: Mapping[str, str] | None,
+) -> int:
     host = probe()
     if process.apparmor_profile or process.selinux_label:
         from pyoci.host import probe_security_modules
@@ -148,10 +172,20 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
 
         flags = filter_flags(seccomp.flags)
         assets["seccomp"] = cached(options.root, seccomp, host.arch)
-    console = "console" if options.console_socket else None
-    ops = plan_exec(process, host, target_of(state), flags, console, options.preserve_fds, spec.linux)
     fds = descriptors(options.preserve_fds)
     pid_file = absolute(options.pid_file) if options.pid_file else ""
+    given = {"container": pidfd}
+    console = None
+    if options.console_socket:
+        from pyoci.console import connect_console_socket
+
+        console = "console"
+        given["console"] = connect_console_socket(absolute(options.console_socket))
+    receiver: Receiver | None = None
+    if options.pidfd_socket:
+        from pyoci.pidfd import Receiver
+
+        receiver = Receiver(options.pidfd_socket)
 
     def perform(op: Op, session: Session) -> None:
         if op.call == "created":
@@ -161,41 +195,54 @@ def _enter(options: ExecOptions, state: State, spec: Spec, process: Process, pid
                 hold_signals()
             if pid_file:
                 write_pid_file(pid_file, session.pid)
+            if receiver is not None:
+                receiver.send(session.pid)
         elif op.call == "write":
             perform_write(op, session.pid)
         else:
             _in_cgroup(op, session, state)
 
-    session = Session(assemble(ops, template(), host.arch, numbers(host.arch), fds, assets), perform)
-    given = {"container": pidfd}
-    if options.console_socket:
-        from pyoci.console import connect_console_socket
+    def attempt(paths: Mapping[str, str] | None) -> Session:
+        ops = plan_exec(process, host, target_of(state, paths), flags, console, options.preserve_fds, spec.linux)
+        session = Session(assemble(ops, template(), host.arch, numbers(host.arch), fds, assets), perform)
+        if process.terminal and console is None:
+            from pyoci.console import match_window
 
-        given["console"] = connect_console_socket(absolute(options.console_socket))
-    elif process.terminal:
-        from pyoci.console import match_window
+            session.expect_descriptor(None if process.console_size is not None else match_window)
+        try:
+            session.spawn(host.kernel, fds, given)
+            session.play()
+        except BaseException as error:
+            session.abandon()
+            if isinstance(error, Failure):
+                if paths is None and error.errno in ELSEWHERE and _for_cgroup(error.op):
+                    raise Elsewhere(str(error)) from None
+                from pyoci.container.failure import explain
 
-        session.expect_descriptor(None if process.console_size is not None else match_window)
+                raise explain(error) from None
+            if isinstance(error, Died):
+                from pyoci.container.failure import died
+
+                raise died(str(error), state.cgroup_paths) from None
+            raise
+        return session
+
     try:
-        session.spawn(host.kernel, fds, given)
-        session.play()
-    except BaseException as error:
-        session.abandon()
-        if isinstance(error, Failure):
-            from pyoci.container.failure import explain
+        session = attempt(cgroup_paths)
+    except Elsewhere:
+        from pyoci.cgroup.choice import of_init
 
-            raise explain(error) from None
-        if isinstance(error, Died):
-            from pyoci.container.failure import died
-
-            raise died(str(error), state.cgroup_paths) from None
-        raise
+        session = attempt(of_init(state.cgroup_paths, state.pid))
     if options.detach:
         return 0
     from pyoci.console import attend
 
     child = posix.pidfd_open(session.pid)
     return attend(session.pid, child, session.descriptor if session.descriptor >= 0 else None)
+
+
+def _for_cgroup(op: Op) -> bool:
+    return op.call == "clone3" or op.origin == PATH_CLAUSE or op.result == "cgroup"
 
 
 def _probe_home(host: Host, state: State, process: Process, pidfd: int) -> None:

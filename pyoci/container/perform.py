@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyoci.host import Host
     from pyoci.launch import Session
     from pyoci.netdevice import NetDevices
+    from pyoci.pidfd import Receiver
     from pyoci.plan.ops import Op
     from pyoci.spec.types import Hooks
     from pyoci.state import State, Store
@@ -32,7 +33,8 @@ class Performer:
     """
 
     __slots__ = (
-        "after_created", "given", "hooks", "host", "net_devices", "pid_file", "ran_hooks", "state", "store", "unit",
+        "after_created", "given", "hooks", "host", "net_devices", "pid_file", "ran_hooks", "receiver", "state", "store",
+        "unit",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +49,7 @@ class Performer:
         self.ran_hooks = False
         self.given: dict[str, int] = {}  # descriptors that init is to be started with, by name
         self.net_devices: NetDevices | None = None
+        self.receiver: Receiver | None = None  # of the process's pidfd
         self.unit: Unit | None = None
         if state.unit:
             from pyoci.cgroup.systemd import Unit
@@ -99,6 +102,8 @@ class Performer:
             leave(self.store, state)
         if self.pid_file:
             write_pid_file(self.pid_file, session.pid)
+        if self.receiver is not None:
+            self.receiver.send(session.pid)
         session.done = self.after_created
         if not self.after_created:
             from pyoci.console import hold_signals
