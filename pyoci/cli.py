@@ -39,10 +39,13 @@ GLOBAL: tuple[Flag, ...] = (
     ("systemd-cgroup", "", "bool", "", "the same as --cgroup-manager systemd"),
     ("cgroup-manager", "", "text", "cgroupfs|systemd|disabled", "who makes cgroups (cgroupfs)"),
     ("rootless", "", "text", "true|false|auto", "whether to do without root's rights (auto)"),
+    ("criu", "", "text", "PATH", "accepted for compatibility: criu is found by $PATH"),
     ("version", "v", "bool", "", "show the versions of pyoci and of what it uses"),
     ("help", "h", "bool", "", "show this help"),
 )
 _BUNDLE: Flag = ("bundle", "b", "text", "DIR", "the bundle's directory (the working directory)")
+_REGEX: Flag = ("regex", "r", "bool", "", "ID is a regular expression: every container with a match in its ID")
+_SUBREAPER: Flag = ("no-subreaper", "", "bool", "", "accepted for compatibility: pyoci never is one")
 _PID_FILE: Flag = ("pid-file", "", "text", "FILE", "write the process's pid to this file")
 _CONSOLE: Flag = ("console-socket", "", "text", "PATH", "AF_UNIX socket that gets the terminal's master end")
 _PIDFD: Flag = ("pidfd-socket", "", "text", "PATH", "AF_UNIX socket that gets a pidfd of the process")
@@ -50,12 +53,14 @@ _PRESERVE: Flag = ("preserve-fds", "", "count", "N", "pass N descriptors beyond 
 _DETACH: Flag = ("detach", "d", "bool", "", "do not wait for the process")
 _CREATE: tuple[Flag, ...] = (
     _BUNDLE,
+    ("config", "f", "text", "FILE", "instead of config.json; relative to the bundle"),
     _CONSOLE,
     _PIDFD,
     _PID_FILE,
     ("no-pivot", "", "bool", "", "move the root mount instead of pivot_root (for an initramfs)"),
     ("no-new-keyring", "", "bool", "", "keep the caller's session keyring"),
     _PRESERVE,
+    _SUBREAPER,
 )
 COMMANDS: dict[str, Command] = {
     "create": ("ID", 1, 1, False, "make a container from a bundle, ready to start", _CREATE),
@@ -70,7 +75,6 @@ COMMANDS: dict[str, Command] = {
             *_CREATE,
             _DETACH,
             ("keep", "", "bool", "", "do not delete the container when it ends"),
-            ("no-subreaper", "", "bool", "", "accepted for compatibility: pyoci never is one"),
         ),
     ),
     "exec": (
@@ -112,7 +116,7 @@ COMMANDS: dict[str, Command] = {
         2,
         False,
         "send a signal (TERM) to a container's first process",
-        (("all", "a", "bool", "", "to all of its processes; no error if it has stopped"),),
+        (("all", "a", "bool", "", "to all of its processes; no error if it has stopped"), _REGEX),
     ),
     "delete": (
         "ID",
@@ -120,7 +124,7 @@ COMMANDS: dict[str, Command] = {
         1,
         False,
         "remove a stopped container and all that create made for it",
-        (("force", "f", "bool", "", "kill it first if it runs; no error if there is none"),),
+        (("force", "f", "bool", "", "kill it first if it runs; no error if there is none"), _REGEX),
     ),
     "list": (
         "",
@@ -179,6 +183,7 @@ COMMANDS: dict[str, Command] = {
         "write a config.json to start from",
         (
             ("bundle", "b", "text", "DIR", "where (the working directory)"),
+            ("file", "f", "text", "FILE", "its name (config.json); relative to the bundle"),
             ("rootless", "", "bool", "", "for the user that calls, without root's rights"),
         ),
     ),

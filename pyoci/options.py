@@ -99,6 +99,7 @@ class CreateOptions:
     __slots__ = (
         "bundle",
         "cgroup_manager",
+        "config",
         "console_socket",
         "detach",
         "id",
@@ -130,6 +131,7 @@ class CreateOptions:
         pidfd_socket: str = "",
         cgroup_manager: str = "cgroupfs",
         rootless: bool | None = None,
+        config: str = "",
     ) -> None:
         self.root = root
         self.id = id
@@ -145,6 +147,7 @@ class CreateOptions:
         self.pidfd_socket = pidfd_socket
         self.cgroup_manager = cgroup_manager
         self.rootless = rootless
+        self.config = config
 
 
 class ExecOptions:

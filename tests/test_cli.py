@@ -256,9 +256,9 @@ def test_help_of_a_command(capfd: Capture) -> None:
 @pytest.mark.parametrize("flag", ["-v", "--version"])
 def test_version_is_what_engines_parse(flag: str, capfd: Capture) -> None:
     assert main([flag]) == 0
-    first, second, *_ = capfd.readouterr().out.splitlines()
-    assert first.startswith("pyoci version ")
-    assert second == "spec: 1.3.0"
+    first, second, third, *_ = capfd.readouterr().out.splitlines()
+    assert first.startswith("pyoci version ") and second.startswith("commit: ")
+    assert third == "spec: 1.3.0"
 
 
 def test_every_command_has_a_module() -> None:

@@ -31,6 +31,7 @@ def create_options(settings: Globals, options: Parsed) -> CreateOptions:
         no_subreaper=options.flag("no-subreaper"),
         cgroup_manager=settings.cgroup_manager,
         rootless=settings.rootless,
+        config=options.text("config"),
     )
 
 

@@ -26,14 +26,23 @@ def run(settings: Globals, options: Parsed) -> int:
     Whatever a killed command left is removed: what is remembered is written before it is made.
     """
     force = options.flag("force")
+    if options.flag("regex"):
+        from pyoci.matching import each
+
+        each(settings.root, options.args[0], lambda id: _open(settings.root, id, force))
+    else:
+        _open(settings.root, options.args[0], force)
+    return 0
+
+
+def _open(root: str, id: str, force: bool) -> None:
     try:
-        with Store.open(settings.root, options.args[0]) as store:
+        with Store.open(root, id) as store:
             store.lock()
             delete(store, force)
     except NotFound:
         if not force:
             raise
-    return 0
 
 
 def delete(store: Store, force: bool) -> None:

@@ -18,7 +18,17 @@ def run(settings: Globals, options: Parsed) -> int:
     """runtime.md#kill.  Takes no lock: a signal must get through while another command waits for the container."""
     number = signals.parse(options.args[1]) if len(options.args) > 1 else signals.SIGTERM
     everyone = options.flag("all")
-    with Store.open(settings.root, options.args[0]) as store:
+    if options.flag("regex"):
+        from pyoci.matching import each
+
+        each(settings.root, options.args[0], lambda id: _kill(settings.root, id, number, everyone))
+    else:
+        _kill(settings.root, options.args[0], number, everyone)
+    return 0
+
+
+def _kill(root: str, id: str, number: int, everyone: bool) -> None:
+    with Store.open(root, id) as store:
         state = store.load()
         found = status(store, state)
     if everyone and state.cgroup_paths:
@@ -26,14 +36,13 @@ def run(settings: Globals, options: Parsed) -> int:
 
         # Also when init has ended: in a shared pid namespace the kernel does not end the others with it.
         signal_all(state.cgroup_paths, number)
-        return 0
+        return
     if not (found in ("created", "running", "paused") and _send_to_init(state, number)):
         if everyone:
-            return 0
+            return
         raise WrongState(f"container {state.id!r}: container not running")
     if number == signals.SIGKILL:
         _finish(state, found == "paused")
-    return 0
 
 
 def _send_to_init(state: State, number: int) -> bool:

@@ -103,7 +103,8 @@ def rootless(spec: dict[str, Any], uid: int, gid: int) -> dict[str, Any]:
 
 def run(settings: Globals, options: Parsed) -> int:
     """Writes config.json into the bundle; never over another one."""
-    path = absolute(options.text("bundle") or ".") + "/config.json"
+    bundle, name = absolute(options.text("bundle") or "."), options.text("file", "config.json")
+    path = name if name.startswith("/") else f"{bundle}/{name}"
     spec = default(_cgroup2())
     if options.flag("rootless"):
         spec = rootless(spec, posix.geteuid(), posix.getegid())

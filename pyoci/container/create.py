@@ -52,21 +52,21 @@ class Blueprint:
         self.assets = assets
 
 
-def read_config(bundle: str) -> bytes:
-    """The bundle's config.json."""
-    path = f"{bundle}/{CONFIG}"
+def read_config(bundle: str, name: str = "") -> bytes:
+    """The bundle's config.json, or what is there in its place (`name`)."""
+    path = name if name.startswith("/") else f"{bundle}/{name or CONFIG}"
     try:
         return read_document(path, path, regular=True)
     except PyociError as error:
         if isinstance(error.__context__, FileNotFoundError):
-            raise PyociError(f"JSON specification file {CONFIG} not found: {error}") from None
+            raise PyociError(f"JSON specification file {name or CONFIG} not found: {error}") from None
         raise
 
 
 def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint:
     """Read, check and plan: whatever is wrong with the bundle is found here."""
     bundle = absolute(options.bundle)
-    data = read_config(bundle)
+    data = read_config(bundle, options.config)
     spec = load(data)
     check_terminal(spec, options, console)
     host = probe()
