@@ -34,6 +34,7 @@ class Host:
     copied                  destination of a tmpfs with tmpcopyup -> what the image has there (`pyoci.tree`)
     stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
     systemd                 which systemd makes cgroups: "system", "user", or "" while nobody asked for one
+    resctrl                 where resctrl is mounted, "" if it is not, or if no configuration asks for it
     systemd_cgroup          where its own cgroup is, as a path below the mount points; "" for their tops
     """
 
@@ -52,6 +53,7 @@ class Host:
         "initial_user_namespace",
         "kernel",
         "last_cap",
+        "resctrl",
         "security_modules",
         "source_types",
         "stdio_pipes",
@@ -76,6 +78,7 @@ class Host:
         self.copied: dict[str, list[list[object]]] = {}
         self.home = ""
         self.stdio_pipes: tuple[int, ...] = ()
+        self.resctrl = ""
         self.systemd = ""
         self.systemd_cgroup = ""
 
@@ -199,12 +202,26 @@ def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
         path = spec.root.path if spec.root else ""
         root, file = place(spec.mounts, path if path.startswith("/") else f"{bundle}/{path}", bundle)
         host.home = home(root, process.user.uid, file)
+    if spec.linux.intel_rdt is not None:
+        host.resctrl = resctrl()
     for mount in spec.mounts:
         if "bind" in mount.options or "rbind" in mount.options:
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
             types[source] = source_type(source)
         elif "tmpcopyup" in mount.options:
             _probe_copied(host, spec, bundle)
+
+
+def resctrl() -> str:
+    """Where a resctrl file system is mounted, "" for nowhere (proc_pid_mountinfo(5))."""
+    from pyoci.cgroup.detect import unescape
+    from pyoci.cgroup.files import read as read_all
+
+    for line in read_all("/proc/self/mountinfo").decode("utf-8", "surrogateescape").splitlines():
+        place, _, kind = line.partition(" - ")
+        if kind.startswith("resctrl "):
+            return unescape(place.split(" ")[4])
+    return ""
 
 
 def lacks_home(env: tuple[str, ...]) -> bool:

@@ -52,6 +52,7 @@ class State:
 
     phase           "creating", "created" or "running": how far commands got, not the status
     cgroup_paths    controller -> directory ("" for v2); cgroup_created: directories that create made and delete removes
+    resctrl         the container's groups of resctrl (`pyoci.resctrl`)
     hooks           raw JSON of the hooks that later commands run
     listen          start.sock tells whether the container waits for start
     unit            "system NAME" or "user NAME": systemd's unit that the cgroups are, else ""
@@ -72,6 +73,7 @@ class State:
         "phase",
         "pid",
         "pid_start",
+        "resctrl",
         "rootfs",
         "terminal",
         "unit",
@@ -97,6 +99,7 @@ class State:
         namespaces: list[str] | None = None,
         hooks: dict[str, Any] | None = None,
         listen: bool = True,
+        resctrl: dict[str, str] | None = None,
         user_namespace: bool = False,
         terminal: bool = False,
         unit: str = "",
@@ -117,6 +120,7 @@ class State:
         self.namespaces = namespaces or []
         self.hooks = hooks or {}
         self.listen = listen
+        self.resctrl = resctrl or {}
         self.user_namespace = user_namespace
         self.terminal = terminal
         self.unit = unit

@@ -245,6 +245,13 @@ def documents(draw: st.DrawFn) -> Json:
     linux["sysctl"] = {key: "1" for kind, key in sysctl.items() if kind in spaces and draw(st.booleans())}
     if "time" in new and draw(st.booleans()):
         linux["timeOffsets"] = {"monotonic": {"secs": 5, "nanosecs": 6}}
+    if draw(st.booleans()):
+        linux["intelRdt"] = draw(
+            st.sampled_from(
+                ({}, {"closID": "shared"}, {"closID": "/", "enableMonitoring": True}, {"schemata": ["L3:0=f"]},
+                 {"closID": "shared", "l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=20", "enableMonitoring": True})
+            )
+        )  # fmt: skip
     if "network" in spaces and draw(st.booleans()):
         linux["netDevices"] = draw(st.sampled_from(({"eth0": {}}, {"eth0": {"name": "net%d"}, "eth1": {"name": "a"}})))
     linux |= draw(
@@ -293,6 +300,7 @@ def hosts(draw: st.DrawFn) -> Host:
         host.cgroup_controllers = ("cpuset", "cpu", "io", "memory", "pids")
     # what is refused without them is refused by any plan
     host.security_modules = ("apparmor", "selinux")
+    host.resctrl = "/sys/fs/resctrl"
     host.home = draw(st.sampled_from(("", "/", "/home/me")))
     host.stdio_pipes = draw(st.sampled_from(((), (1,), (0, 1, 2))))
     kinds = st.sampled_from(("dir", "file", "none"))

@@ -142,7 +142,7 @@ def test_a_stopped_container(box: Box) -> None:  # noqa: F811
         (("--resources", "-"), '{"cpu": {"idle": 7}}', ["/linux/resources/cpu/idle"]),
         (("--resources", "-"), '{"rdma": {"x": {}}}', ["/linux/resources/rdma/x"]),
         (("--cpuset-cpus", "900"), "", ["/linux/resources/cpu/cpus", "cpuset.cpus", "900"]),
-        (("--l3-cache-schema", "L3:0=1"), "", ["Intel RDT", "not supported"]),
+        (("--l3-cache-schema", "L3:0=1"), "", ["Intel RDT", "no class of service of its own"]),
     ],
 )
 def test_mistakes(running: Box, words: tuple[str, ...], text: str, parts: list[str]) -> None:

@@ -39,6 +39,7 @@ CREATE_HOOKS = ("/hooks/prestart", "/hooks/createRuntime", "/hooks/createContain
 RUNTIME_CALLS = frozenset(
     (
         "adopt_cgroup", "adopt_cpuset", "check_map", "check_usage", "chown_cgroup", "created", "enable_controllers",
+        "enter_resctrl", "match_resctrl", "mkdir_resctrl", "write_resctrl",
         "find_net_device", "hooks", "mkdir_cgroup", "mkdir_cpuset", "move_net_device", "newgidmap", "newuidmap",
         "set_unit", "start_unit", "unit_property", "user_namespace", "write", "write_lines",
     )

@@ -119,8 +119,7 @@ def test_the_features_are_the_schemas() -> None:
     root = schema("features")
     known = schema_properties(Walk(root), root)
     assert keys(shown) <= known
-    # said by nobody who cannot do it
-    assert known - keys(shown) <= {"/linux/intelRdt/schemata", "/linux/intelRdt/monitoring"}
+    assert known == keys(shown)
 
 
 @pytest.mark.parametrize("status", ["creating", "created", "running", "paused", "stopped"])

@@ -59,8 +59,8 @@ def assign(
         rest = mountinfo[at + 3 : end if end >= 0 else None].decode("utf-8", "surrogateescape")
         kind, _, options = rest.split(" ", 2)
         if kind in ("cgroup", "cgroup2"):
-            point = _unescape(fields[4])
-            candidate = (point, fields[2], _unescape(fields[3]), kind, options)
+            point = unescape(fields[4])
+            candidate = (point, fields[2], unescape(fields[3]), kind, options)
             (standard if point == TOP or point.startswith(TOP + "/") else elsewhere).append(candidate)
         at = mountinfo.find(b" - cgroup", at + 1)
     mounts: dict[str, str] = {}
@@ -87,7 +87,7 @@ def _below(path: str, root: str) -> str:
     return path[len(root) :] if path.startswith(root + "/") else "/"
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     """mountinfo writes blank, tab, newline and backslash as three octal digits."""
     if "\\" not in text:
         return text

@@ -60,7 +60,7 @@ def document() -> dict[str, object]:
             },
             "apparmor": {"enabled": "apparmorProfile" not in process},
             "selinux": {"enabled": "selinuxLabel" not in process and "mountLabel" not in linux},
-            "intelRdt": {"enabled": "intelRdt" not in linux},
+            "intelRdt": {"enabled": "intelRdt" not in linux, "schemata": True, "monitoring": True},
             "memoryPolicy": {"modes": list(scheduling.MEMORY_MODES), "flags": list(scheduling.MEMORY_FLAGS)},
             "mountExtensions": {"idmap": {"enabled": idmap}},
             "netDevices": {"enabled": "netDevices" not in linux},

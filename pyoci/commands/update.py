@@ -69,16 +69,15 @@ def run(settings: Globals, options: Parsed) -> int:
     """With --resources the other flags have no say, as in other runtimes."""
     from pyoci.container.update import update
 
-    if options.text("l3-cache-schema") or options.text("mem-bw-schema"):
-        raise PyociError("--l3-cache-schema, --mem-bw-schema: Intel RDT is not supported by this version of pyoci")
+    schemata = tuple(text for name in ("l3-cache-schema", "mem-bw-schema") if (text := options.text(name)))
     name = options.text("resources")
     if name:
         from pyoci.options import read_document
 
         data = read_document(name, f"--resources {name[:300]}")
-        update(settings.root, options.args[0], data, "standard input" if name == "-" else name)
+        update(settings.root, options.args[0], data, "standard input" if name == "-" else name, schemata)
     else:
         from pyoci.jsontext import dumps
 
-        update(settings.root, options.args[0], dumps(given(options)).encode(), "the command line")
+        update(settings.root, options.args[0], dumps(given(options)).encode(), "the command line", schemata)
     return 0

@@ -237,6 +237,13 @@ class Creation:
             # the slices above are systemd's
             intended = [path for path in intended if path in self.state.cgroup_paths.values()]
         self.state.cgroup_created = intended
+        asked = blueprint.spec.linux.intel_rdt
+        if asked is not None:
+            from pyoci.plan.intel_rdt import Groups
+            from pyoci.resctrl import intended as intended_groups
+
+            groups = Groups(asked, blueprint.host.resctrl, self.state.id)
+            self.state.resctrl = intended_groups(groups.control, groups.monitor, groups.own)
         store.save(self.state)
         self.state.cgroup_created = []
         if blueprint.plan_options.notify:
@@ -320,6 +327,10 @@ class Creation:
                 self.performer.net_devices.give_back()
             if self.session is not None:
                 self.session.abandon()
+            if self.state.resctrl:
+                from pyoci.resctrl import failed
+
+                self.state.resctrl = failed(self.state.resctrl, self.performer.resctrl)
             dismantle(self.store, self.state, poststop=self.performer.ran_hooks or isinstance(error, HookError))
         except (OSError, PyociError) as second:
             log.warning(f"container {self.state.id!r}: while cleaning up after a failed create: {second}")

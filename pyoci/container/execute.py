@@ -134,6 +134,11 @@ def target_of(state: State, paths: Mapping[str, str] | None = None) -> Target:
 
             name = state.unit.partition(" ")[2].encode()
             opens = [Op("attach_unit", (name, Ref("stage")), "exec", None, RUNTIME), *opens]
+    if state.resctrl:
+        from pyoci.plan.ops import RUNTIME, Op, Ref
+
+        resctrl = [Op("enter_resctrl", (path.encode(), Ref("pid")), "exec", None, RUNTIME) for path in state.resctrl]
+        enter = [*resctrl, *enter]
     return Target(state.pid, state.namespaces, cgroup, opens, enter, _denies_setgroups(state))
 
 
@@ -262,6 +267,10 @@ def _in_cgroup(op: Op, session: Session, state: State) -> None:
         from pyoci.cgroup.systemd import attach
 
         attach(state, session.stage)
+    elif op.call == "enter_resctrl":
+        from pyoci.resctrl import perform as perform_resctrl
+
+        perform_resctrl(op, session.pid)
     else:
         from pyoci.cgroup.perform import perform
 

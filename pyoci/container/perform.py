@@ -33,8 +33,8 @@ class Performer:
     """
 
     __slots__ = (
-        "after_created", "given", "hooks", "host", "net_devices", "pid_file", "ran_hooks", "receiver", "state", "store",
-        "unit",
+        "after_created", "given", "hooks", "host", "net_devices", "pid_file", "ran_hooks", "receiver", "resctrl",
+        "state", "store", "unit",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,7 @@ class Performer:
         self.after_created = after_created  # init goes on without us once the container is created
         self.ran_hooks = False
         self.given: dict[str, int] = {}  # descriptors that init is to be started with, by name
+        self.resctrl: list[str] = []  # groups that we have made
         self.net_devices: NetDevices | None = None
         self.receiver: Receiver | None = None  # of the process's pidfd
         self.unit: Unit | None = None
@@ -83,6 +84,10 @@ class Performer:
 
                 self.net_devices = NetDevices()
             self.net_devices.perform(op, session.pid)
+        elif call.endswith("_resctrl"):
+            from pyoci.resctrl import perform as perform_resctrl
+
+            self.resctrl += perform_resctrl(op, session.pid)
         elif self.unit is not None and self.unit.knows(call):
             self.state.cgroup_created += self.unit.perform(op, session.stage)
         else:

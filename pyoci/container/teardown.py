@@ -22,6 +22,10 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
         if ours:
             kill_all(ours)
         remove(state.cgroup_paths, state.cgroup_created)
+    if state.resctrl:
+        from pyoci import resctrl
+
+        resctrl.remove(state.resctrl)
     if state.unit:
         from pyoci.cgroup.systemd import stop
 

@@ -27,8 +27,9 @@ def _plan(state: State, resources: Resources) -> list[Op]:
     return ops + plan_update(resources, state.cgroup_paths, host.cgroup_controllers, state.oci_version)
 
 
-def update(root: str, container_id: str, data: bytes, source: str) -> None:
-    """Apply `data`, the object /linux/resources or a part of it; `source` is what messages call it.
+def update(root: str, container_id: str, data: bytes, source: str, schemata: tuple[str, ...] = ()) -> None:
+    """Apply `data`, the object /linux/resources or a part of it; `source` is what messages call it; `schemata` are for
+    the container's own group of resctrl.
 
     All of it is checked and planned before any of it is done; the first write that is refused ends it.
     """
@@ -42,6 +43,10 @@ def update(root: str, container_id: str, data: bytes, source: str) -> None:
         if status(store, state) not in ("created", "running", "paused"):
             raise WrongState(f"container {state.id!r}: container not running")
         ops = _plan(state, resources)
+        if schemata:
+            from pyoci import resctrl
+
+            group = resctrl.own(state.resctrl)
         told = None
         if state.unit:
             from pyoci.cgroup.systemd import Unit
@@ -62,3 +67,5 @@ def update(root: str, container_id: str, data: bytes, source: str) -> None:
             from pyoci.container.failure import explain
 
             raise explain(error) from None
+        if schemata:
+            resctrl.change(group, schemata)

@@ -146,6 +146,11 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         from pyoci.plan import net_devices
 
         ops[:0] = net_devices.find(spec.linux.net_devices)
+    if spec.linux.intel_rdt is not None:
+        from pyoci.plan import intel_rdt
+
+        resctrl = intel_rdt.groups(spec.linux.intel_rdt, host, options.id)
+        ops += intel_rdt.make(spec.linux.intel_rdt, resctrl)
     # -- in the runtime's namespaces
     ops += shed(options.preserve_fds, more=len(mount_plan.maps))
     if not options.listen:
@@ -173,6 +178,8 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops.append(ns.clone(names, cgroups.clone_into is not None))
     # -- the container's first process
     ops += ns.id_maps(spec.linux, host, names)
+    if spec.linux.intel_rdt is not None:
+        ops += intel_rdt.enter(resctrl)
     if not hidden:
         ops += ns.new_time(spec, names)
     ops += cgroups.enter

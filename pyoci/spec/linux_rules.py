@@ -256,7 +256,15 @@ def net_devices(spec: Spec, report: Report) -> None:
         net_device_rules.check(spec, report)
 
 
+def intel_rdt(spec: Spec, report: Report) -> None:
+    """config-linux.md#intelrdt: see intel_rdt_rules."""
+    if spec.linux.intel_rdt:
+        from pyoci.spec import intel_rdt_rules
+
+        intel_rdt_rules.check(spec, report)
+
+
 CHECKS: tuple[Callable[[Spec, Report], None], ...] = (
     namespaces, user_namespace, time_offsets, devices, cgroups_path, sysctl, propagation, masked_paths, readonly_paths,
-    resources, seccomp, tuning, net_devices,
+    resources, seccomp, tuning, net_devices, intel_rdt,
 )  # fmt: skip

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PROCESS: tuple[tuple[str, str], ...] = ()
 
 # (property below /linux, attribute of Linux)
-LINUX = (("intelRdt", "intel_rdt"),)
+LINUX: tuple[tuple[str, str], ...] = ()
 
 # (property below /linux/resources, attribute of Resources)
 RESOURCES: tuple[tuple[str, str], ...] = ()
@@ -33,8 +33,8 @@ MESSAGE = "is not supported by this version of pyoci"
 def _rows(value: object, where: str, rows: tuple[tuple[str, str], ...], report: Report) -> None:
     for name, attribute in rows:
         held = getattr(value, attribute)
-        # An empty text, list or map asks for nothing; an empty intelRdt asks for a group of its own.
-        if held or (held is not None and name == "intelRdt"):
+        # An empty text, list or map asks for nothing.
+        if held:
             report.add(f"{where}/{name}", f"{name} {MESSAGE}")
 
 
