@@ -1,0 +1,194 @@
+"""Every mount option of the specification's table, and the root's propagation: what the container's kernel says of them
+(config.md#linux-mount-options, config-linux.md#rootfs-mount-propagation)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from containers import COMMAND, LIMIT, Box, box, needed  # noqa: F401 - a fixture
+
+from pyoci.plan.options import ATTRIBUTES, KNOWN, NOTHING, SUPERBLOCK
+
+pytestmark = needed
+ALL = "ro,nosuid,nodev,noexec,nosymfollow,noatime,nodiratime"
+# option -> (options of the source, words that mountinfo must have, words that it must not have)
+EXPECTED: dict[str, tuple[str, set[str], set[str]]] = {
+    "ro": ("rw", {"ro"}, {"rw"}),
+    "rw": (ALL, {"rw", "nosuid", "noexec"}, {"ro"}),
+    "nosuid": ("suid", {"nosuid"}, set()),
+    "suid": (ALL, {"ro", "nodev"}, {"nosuid"}),
+    "nodev": ("dev", {"nodev"}, set()),
+    "dev": (ALL, {"ro", "nosuid"}, {"nodev"}),
+    "noexec": ("exec", {"noexec"}, set()),
+    "exec": (ALL, {"ro", "nosuid"}, {"noexec"}),
+    "nosymfollow": ("relatime", {"nosymfollow"}, set()),
+    "symfollow": (ALL, {"ro", "nosuid"}, {"nosymfollow"}),
+    "nodiratime": ("relatime", {"nodiratime", "relatime"}, set()),
+    "diratime": (ALL, {"noatime"}, {"nodiratime"}),
+    "noatime": ("relatime", {"noatime"}, {"relatime"}),
+    "atime": (ALL, {"relatime"}, {"noatime"}),
+    "relatime": ("strictatime", {"relatime"}, set()),
+    "norelatime": ("relatime", set(), {"relatime", "noatime"}),
+    "strictatime": ("noatime", set(), {"relatime", "noatime"}),
+    "nostrictatime": ("strictatime", {"relatime"}, {"noatime"}),
+}
+
+
+class Line:
+    """Options of a mount and of its file system, from a line of mountinfo (proc_pid_mountinfo(5))."""
+
+    def __init__(self, line: str) -> None:
+        words = line.split()
+        self.point, self.options = words[4], set(words[5].split(","))
+        self.superblock = set(words[words.index("-") + 3].split(","))
+
+
+def lines(text: str) -> dict[str, Line]:
+    """By mount point, the last one there."""
+    return {(line := Line(text)).point: line for text in text.splitlines()}
+
+
+def within(box: Box, before: str, script: str = "cat /proc/self/mountinfo") -> str:  # noqa: F811
+    """What a container prints whose runtime is in a mount namespace of its own, where `before` was run."""
+    box.process["args"] = ["sh", "-c", script]
+    box.write()
+    words = ["unshare", "-m", "--propagation", "private", "sh", "-ec", f'{before}; exec "$@"', "sh"]
+    done = subprocess.run(
+        [*words, *COMMAND, "--root", str(box.states), "run", "--bundle", str(box.bundle), box.id],
+        capture_output=True, text=True, timeout=LIMIT, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+def test_the_table_is_whole() -> None:
+    assert set(EXPECTED) == set(ATTRIBUTES)
+    rest = set(KNOWN) - set(ATTRIBUTES) - {f"r{name}" for name in ATTRIBUTES}
+    propagation = {f"{r}{name}" for r in ("", "r") for name in ("shared", "slave", "private", "unbindable")}
+    assert rest == {*SUPERBLOCK, *NOTHING, *propagation, "bind", "rbind", "tmpcopyup", "idmap", "ridmap", "remount"}
+
+
+@pytest.mark.parametrize("recursive", ["", "r"])
+def test_attributes(box: Box, recursive: str) -> None:  # noqa: F811
+    """Each alone, on a bind mount of a tree that says otherwise; with the "r" in front it reaches what is below."""
+    before = [":"]
+    for name, (given, _, _) in EXPECTED.items():
+        place = box.folder / "tree" / name
+        place.mkdir(parents=True)
+        before += [f"mount -t tmpfs tmpfs {place}", f"mkdir {place}/inner", f"mount -t tmpfs tmpfs {place}/inner"]
+        before += [f"mount -o remount,bind,{given} {path}" for path in (f"{place}/inner", place)]
+        box.mount(f"/b/{name}", "bind", str(place), "rbind", recursive + name)
+    script = "; ".join(before)
+    found = lines(within(box, f"{script}; cat /proc/self/mountinfo > {box.folder}/before"))
+    outside = lines((box.folder / "before").read_text())
+    for name, (_, present, absent) in EXPECTED.items():
+        options = found[f"/b/{name}"].options
+        assert present <= options and not absent & options, (name, options)
+        below = found[f"/b/{name}/inner"].options
+        if recursive:
+            assert present <= below and not absent & below, (name, below)
+        else:
+            assert below == outside[str(box.folder / "tree" / name / "inner")].options, name
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_attributes_of_a_new_file_system(box: Box, name: str) -> None:  # noqa: F811
+    """The opposite is said before: the last one counts."""
+    opposite = {"atime": "noatime", "relatime": "noatime", "norelatime": "relatime", "nostrictatime": "strictatime"}
+    other = opposite.get(name) or (name[2:] if name.startswith("no") else f"no{name}")
+    other = {"ro": "rw", "rw": "ro", "strictatime": "noatime"}.get(name, other)
+    box.mount("/t", "tmpfs", "tmpfs", other, name)
+    options = lines(box.run("cat /proc/self/mountinfo"))["/t"].options
+    _, present, absent = EXPECTED[name]
+    assert not absent & options and present & {name, "relatime", "rw"} <= options, options
+
+
+def test_what_attributes_do(box: Box) -> None:  # noqa: F811
+    """Not only what mountinfo shows: programs, links, devices and times of access."""
+    box.capabilities("CAP_MKNOD", "CAP_DAC_OVERRIDE", "CAP_FOWNER")
+    for option in ("exec", "noexec", "symfollow", "nosymfollow", "dev", "nodev", "strictatime", "noatime"):
+        box.mount(f"/t/{option}", "tmpfs", "tmpfs", option)
+    script = """
+        cd /t
+        for d in exec noexec; do cp /bin/busybox $d/true; ./$d/true 2>/dev/null && echo $d; done
+        for d in symfollow nosymfollow; do
+            echo > $d/file; ln -s file $d/link; cat $d/link >/dev/null 2>&1 && echo $d
+        done
+        for d in dev nodev; do mknod $d/null c 1 3; (echo > $d/null) 2>/dev/null && echo $d; done
+        for d in strictatime noatime; do
+            echo > $d/file; touch -d @1000 $d/file; cat $d/file > /dev/null
+            [ $(stat -c %X $d/file) != 1000 ] && echo $d
+        done; true
+    """
+    for name in ("cp", "ln", "["):
+        (box.rootfs / "bin" / name).symlink_to("busybox")
+    assert box.run(script).split() == ["exec", "symfollow", "dev", "strictatime"]
+
+
+@pytest.mark.parametrize(
+    ("options", "present", "absent"),
+    [
+        (("sync",), {"sync"}, set()), (("dirsync",), {"dirsync"}, {"sync"}), (("lazytime",), {"lazytime"}, set()),
+        (("mand",), {"mand"}, set()), (("sync", "async"), set(), {"sync"}), (("async",), {"rw"}, {"sync"}),
+        (("lazytime", "nolazytime"), set(), {"lazytime"}), (("mand", "nomand"), set(), {"mand"}),
+        (("defaults",), {"rw"}, {"sync", "dirsync", "lazytime", "mand"}),
+    ],
+)  # fmt: skip
+def test_flags_of_a_file_system(box: Box, options: tuple[str, ...], present: set[str], absent: set[str]) -> None:  # noqa: F811
+    box.mount("/t", "tmpfs", "tmpfs", *options)
+    found = lines(box.run("cat /proc/self/mountinfo"))["/t"]
+    assert present <= found.superblock and not absent & found.superblock, found.superblock
+    assert found.options == {"rw", "relatime"}
+
+
+def test_what_the_kernel_has_no_flag_for_changes_nothing(box: Box) -> None:  # noqa: F811
+    for name in NOTHING:
+        box.mount(f"/{name}", "tmpfs", "tmpfs", name)
+    found = lines(box.run("cat /proc/self/mountinfo"))
+    for name in NOTHING:
+        assert (found[f"/{name}"].options, "rw" in found[f"/{name}"].superblock) == ({"rw", "relatime"}, True), name
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("shared", "host-hidden nested-seen inside-only"),
+        ("slave", "host-seen nested-hidden inside-only"),
+        ("private", "host-hidden nested-hidden inside-only"),
+        ("unbindable", "host-hidden unbindable inside-only"),
+        ("", "host-seen nested-hidden inside-only"),
+    ],
+)
+def test_propagation_of_the_root_from_both_sides(box: Box, value: str, expected: str) -> None:  # noqa: F811
+    """The root is a mount that the host shares.  What the host mounts in it later is seen in a slave only; what the
+    container mounts in a copy of its root is seen in a shared one only; the host sees none of it."""
+    if value:
+        box.linux["rootfsPropagation"] = value
+    box.capabilities("CAP_SYS_ADMIN")
+    root: Path = box.rootfs
+    for name in ("later", "copy", "own"):
+        (root / name).mkdir()
+    box.process["args"] = ["sh", "-c", "exec sleep 100"]
+    box.write()
+    inside = (
+        "test -e /later/mark && echo host-seen || echo host-hidden; "
+        "if mount --bind / /copy 2>/dev/null; then mount -t tmpfs nested /copy/own; "
+        "grep -q ' /own .* nested ' /proc/self/mountinfo && echo nested-seen || echo nested-hidden; "
+        "else echo unbindable; mount -t tmpfs nested /own; fi; grep -q nested /proc/self/mountinfo || echo nothing"
+    )
+    script = (
+        f"mount --bind {root} {root}; mount --make-shared {root}; "
+        '"$@" create --bundle "$B" "$I" >/dev/null </dev/null; "$@" start "$I"; '
+        f"mount -t tmpfs tmpfs {root}/later; touch {root}/later/mark; "
+        f'"$@" exec "$I" sh -c "{inside}"; '
+        'grep -q " nested " /proc/self/mountinfo && echo leaked || echo inside-only; "$@" delete --force "$I"'
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "sh", "-ec", script, "sh", *COMMAND, "--root", str(box.states)],
+        env={**os.environ, "B": str(box.bundle), "I": box.id}, capture_output=True, text=True, timeout=LIMIT,
+        check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == (expected.split(), "")
