@@ -145,9 +145,13 @@ def security(spec: Spec) -> Iterator[Finding]:
         yield Finding("error", "/linux/intelRdt", "no resctrl file system is mounted at /sys/fs/resctrl")
     if spec.linux.seccomp is not None:
         from pyoci.commands.version import libseccomp
+        from pyoci.kernel.seccomp import notifies
 
         if not libseccomp():
             yield Finding("error", "/linux/seccomp", "libseccomp is not installed")
+        path = spec.linux.seccomp.listener_path
+        if notifies(spec.linux.seccomp) and path.startswith("/") and not _exists(path):
+            yield Finding("error", "/linux/seccomp/listenerPath", "no seccomp agent listens there")
 
 
 def devices(spec: Spec) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import posix
 
-from pyoci.errors import ConfigError, Problem, PyociError, Unsupported
+from pyoci.errors import ConfigError, Problem, PyociError
 from pyoci.kernel.errnos import words
 from pyoci.kernel.seccomp import (
     ACTIONS,
@@ -17,7 +17,6 @@ from pyoci.kernel.seccomp import (
     BPF_MAXINSNS,
     ERRNO_MAX,
     INSTRUCTION,
-    NOTIFY,
     OPERATORS,
     SCMP_ERROR,
     SCMP_FLTATR_CTL_OPTIMIZE,
@@ -108,8 +107,6 @@ def _action(action: str, errno: int | None, pointer: str, errno_pointer: str) ->
     number = ACTIONS.get(action)
     if number is None:
         raise _bad(pointer, f"{action!r} is not an action")
-    if action == NOTIFY:
-        raise Unsupported(pointer, NOTIFY)
     limit = ERRNO_MAX.get(action)
     if limit is None:
         if errno is not None:
@@ -220,8 +217,7 @@ def _export(library: ctypes.CDLL, context: int) -> bytes:
 def compile_filter(seccomp: Seccomp, arch: str) -> bytes:
     """An array of struct sock_filter for the machine `arch` (uname(2): x86_64, aarch64).
 
-    Raises ConfigError with the pointer of what is wrong, Unsupported for SCMP_ACT_NOTIFY, and PyociError when
-    libseccomp is not installed.
+    Raises ConfigError with the pointer of what is wrong, and PyociError when libseccomp is not installed.
     """
     default = _action(
         seccomp.default_action,

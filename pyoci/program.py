@@ -45,8 +45,9 @@ OP_FIELDS = (
     ("unsigned long", "result", ""),
 )
 # pseudo-calls: negative where a system call has its number
-BARRIER, EXPECT, MOVE, FORK = -1, -2, -3, -4
-PSEUDO = {"expect": EXPECT}
+BARRIER, EXPECT, MOVE, FORK, SPAWN, OFFER, AWAIT = -1, -2, -3, -4, -5, -6, -7
+PSEUDO = {"expect": EXPECT, "spawn": SPAWN, "offer": OFFER}
+QUIET = "listener"  # a runtime's op at whose barrier init only waits: see plan/listener.py
 FSLOG = ("fsconfig", "fsmount")  # calls whose context keeps the kernel's words
 WORD = 0xFFFFFFFFFFFFFFFF
 NR = 0xFFFFFFFF  # the bits of `nr` in the first word
@@ -193,7 +194,7 @@ class _Assembler:
                 last = -1
                 if due is None:
                     due = self.barriers[len(index)] = []
-                    self.emit(op, BARRIER, ())
+                    self.emit(op, AWAIT if op.call == QUIET else BARRIER, ())
                 due.append(op)
                 continue
             due = None
@@ -371,6 +372,9 @@ _Static_assert(sizeof(struct report) == {REPORT.size}, "report");
 #define EXPECT ({EXPECT})
 #define MOVE ({MOVE})
 #define FORK ({FORK})
+#define SPAWN ({SPAWN})
+#define OFFER ({OFFER})
+#define AWAIT ({AWAIT})
 #define FLAG_FSLOG {FLAG_FSLOG}
 #define FLAG_CLOSE {FLAG_CLOSE}
 #define FAILED {FAILED}

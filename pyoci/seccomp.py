@@ -58,7 +58,7 @@ FILES_MAX = 64  # profiles; a full cache is emptied
 def compile(seccomp: Seccomp, arch: str) -> bytes:
     """The filter for the machine `arch` (x86_64, aarch64): an array of struct sock_filter, 8 bytes each.
 
-    Raises ConfigError, Unsupported or PyociError: see `pyoci.libseccomp`.
+    Raises ConfigError or PyociError: see `pyoci.libseccomp`.
     """
     from pyoci.libseccomp import compile_filter
 

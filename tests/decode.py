@@ -15,6 +15,7 @@ from pyoci.kernel.syscalls import numbers
 from pyoci.plan.ops import INIT, Address, Asset, Blob, Buffer, Op, Ref, Struct, Vector
 from pyoci.program import (
     ADDRESS,
+    AWAIT,
     BARRIER,
     EXPECT,
     FLAG_CLOSE,
@@ -23,7 +24,9 @@ from pyoci.program import (
     HEADER,
     MAGIC,
     MOVE,
+    OFFER,
     OP,
+    SPAWN,
     TEXT,
     Program,
 )
@@ -104,7 +107,7 @@ class Check:
                 else:
                     self.call(op)
             elif due is None:
-                assert self.image.ops[self.place].nr == BARRIER
+                assert self.image.ops[self.place].nr == (AWAIT if op.call == "listener" else BARRIER)
                 due = self.program.barriers[self.place]
                 assert due[0] is op
                 self.place += 1
@@ -122,7 +125,7 @@ class Check:
         decoded = self.image.ops[self.place]
         assert self.program.index[self.place] is op
         self.place += 1
-        expected = {"expect": EXPECT, "clone3": FORK}.get(op.call)
+        expected = {"expect": EXPECT, "clone3": FORK, "spawn": SPAWN, "offer": OFFER}.get(op.call)
         assert decoded.nr == (self.numbers[op.call] if expected is None else expected), op
         assert decoded.tolerate == op.tolerate
         assert bool(decoded.flags & FLAG_FSLOG) == (op.call in ("fsconfig", "fsmount"))

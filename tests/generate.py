@@ -199,9 +199,11 @@ seccomp = st.fixed_dictionaries(
         "flags": st.lists(
             st.sampled_from(("SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")), unique=True
         ),
-        "syscalls": st.just([{"names": ["getcwd"], "action": "SCMP_ACT_ALLOW"}]),
+        "syscalls": st.sampled_from(("SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY")).map(
+            lambda action: [{"names": ["getcwd"], "action": action}]
+        ),
     },
-)
+).map(lambda filter_: filter_ | ({"listenerPath": "/run/agent"} if "NOTIFY" in repr(filter_) else {}))
 
 
 def _within(process: Json, size: int) -> None:

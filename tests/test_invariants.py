@@ -24,6 +24,7 @@ from pyoci.errors import ConfigError
 from pyoci.host import Host
 from pyoci.kernel import flags as k
 from pyoci.kernel.capabilities import CAPABILITIES
+from pyoci.kernel.seccomp import filter_flags, notifies
 from pyoci.kernel.syscalls import ARCHITECTURES, numbers
 from pyoci.plan import join
 from pyoci.plan.cgroup_entry import join_ops
@@ -40,8 +41,8 @@ RUNTIME_CALLS = frozenset(
     (
         "adopt_cgroup", "adopt_cpuset", "check_map", "check_usage", "chown_cgroup", "created", "enable_controllers",
         "enter_resctrl", "match_resctrl", "mkdir_resctrl", "write_resctrl",
-        "find_net_device", "hooks", "mkdir_cgroup", "mkdir_cpuset", "move_net_device", "newgidmap", "newuidmap",
-        "set_unit", "start_unit", "unit_property", "user_namespace", "write", "write_lines",
+        "find_net_device", "hooks", "listener", "mkdir_cgroup", "mkdir_cpuset", "move_net_device", "newgidmap",
+        "newuidmap", "set_unit", "start_unit", "unit_property", "user_namespace", "write", "write_lines",
     )
 )  # fmt: skip
 ASSETS = {"seccomp": bytes(range(64))}
@@ -108,7 +109,7 @@ def joining(document: dict[str, Any], host: Host, options: PlanOptions) -> Itera
     fds = join.descriptors(options.preserve_fds)
     if spec.process is not None:
         process = spec.process
-        flags = None if spec.linux.seccomp is None else 0
+        flags = None if spec.linux.seccomp is None else filter_flags((), notifies(spec.linux.seccomp))
         yield Case(
             "exec",
             document,
@@ -144,7 +145,7 @@ def performers_know_their_calls(case: Case) -> None:
     for op in case.all:
         if op.performer == INIT:
             for arch in ARCHITECTURES:
-                assert op.call == "expect" or op.call in numbers(arch), op
+                assert op.call in ("expect", "spawn", "offer") or op.call in numbers(arch), op
         else:
             assert op.performer == RUNTIME
             assert op.call in RUNTIME_CALLS, op
@@ -170,12 +171,15 @@ def origins_can_be_looked_up(case: Case) -> None:
 
 @invariant
 def guards_lead_forward_one_way(case: Case) -> None:
-    """At most six tolerated errnos; a block only where something is tolerated or awaited, and never two."""
+    """At most six tolerated errnos; a block only where something is tolerated or awaited, and never two.
+
+    The block of a spawn is the other process's, which ends there.
+    """
     for op in case.all:
         assert len(op.tolerate) <= 6
         assert len(set(op.tolerate)) == len(op.tolerate)
         assert not (op.then and op.otherwise), op
-        assert op.tolerate or not op.otherwise, op
+        assert op.tolerate or not op.otherwise or op.call == "spawn", op
 
 
 def used(value: object) -> Iterator[str]:
@@ -193,6 +197,12 @@ def names_are_given_before_they_are_used(case: Case) -> None:
     def follow(ops: Sequence[Op], open_: frozenset[str]) -> frozenset[str]:
         for op in ops:
             names = [name for value in op.args for name in used(value)]
+            if op.call == "spawn":
+                # a table of two processes: what the other one closes is what seccomp(2) has put there
+                prctl, offer, closing, leave = op.otherwise
+                assert (prctl.call, offer.call, leave.call) == ("prctl", "offer", "exit_group")
+                assert closing.call == "close" and set(used(closing.args[0])) == {"listener"}
+                continue
             if op.performer == RUNTIME:
                 assert set(names) <= ({"stage"} if op.call == "start_unit" else {"pid"}), op
                 continue
@@ -277,7 +287,8 @@ def capabilities_of(op: Op) -> int:
 def seccomp_comes_as_late_as_it_may(case: Case) -> None:
     """With no_new_privs: after it.  Without: CAP_SYS_ADMIN is kept for it, and given up right after if not asked for.
 
-    Either way nothing but capset and execve is left for the filter to forbid.
+    Either way nothing but capset and execve is left for the filter to forbid.  With a listener it is the last thing
+    before the container is created.
     """
     (place, *more) = case.calls("seccomp") or (None,)
     assert not more
@@ -297,6 +308,10 @@ def seccomp_comes_as_late_as_it_may(case: Case) -> None:
     if "CAP_SYS_ADMIN" not in asked:
         assert not (after or before)[-1] & SYS_ADMIN
     rest = [op.call for op in case.all[place + 1 :]]
+    if "spawn" in [op.call for op in case.all]:
+        end = rest.index("listener")
+        assert rest[end + 1] == "created"
+        rest = rest[:end]
     assert rest == ["capset"] * len(after) + ["execve"] * (len(rest) - len(after))
 
 
@@ -479,9 +494,14 @@ def nothing_of_the_hosts_stays_open(case: Case) -> None:
     if case.kind == "hook":
         return
     place = case.created
+    if case.all[place - 1].call == "listener":
+        # which comes with the filter, and is closed before
+        (spawn,) = case.calls("spawn")
+        place = spawn - 3
+        assert [op.call for op in case.all[place:spawn]] == ["openat", "close", "rt_sigaction"]
     assert case.all[place - 1].call == "close_range"
     assert case.all[place - 1].args == (case.fds["console"], k.UINT_MAX, 0)
-    names = {name for op in case.all[place:] for value in op.args for name in used(value)}
+    names = {name for op in case.all[case.created :] for value in op.args for name in used(value)}
     assert names <= {"control", "listen", "started"}
     first = case.ops[leading(case.ops)]
     assert (first.call, *first.args[1:]) == ("close_range", k.UINT_MAX, 0), "the first thing that init does"

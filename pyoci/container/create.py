@@ -9,6 +9,7 @@ from pyoci import VERSION
 from pyoci.container.perform import Performer
 from pyoci.errors import HookError, PyociError, Unsupported
 from pyoci.host import probe, probe_sources, source_type
+from pyoci.kernel.seccomp import notifies
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Died, Failure, Session, run_ops, template
 from pyoci.options import absolute, read_document
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pyoci.host import Host
     from pyoci.options import CreateOptions
     from pyoci.plan.ops import Op
+    from pyoci.program import Program
     from pyoci.readiness import Proxy
     from pyoci.spec.types import Spec
 
@@ -110,6 +112,10 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
         from pyoci.seccomp import cached
 
         assets["seccomp"] = cached(options.root, spec.linux.seccomp, host.arch)
+        if notifies(spec.linux.seccomp):
+            from pyoci.container.listener import check
+
+            check(spec.linux.seccomp, bundle, plan.ops, assets["seccomp"], host.arch, plan.fds)
     return Blueprint(spec, data, host, plan_options, plan, bundle, assets)
 
 
@@ -254,12 +260,10 @@ class Creation:
                 self.proxy = Proxy.of(store)
         ops = plan.ops
         first = leading(ops)
-        session = self.session = Session(
-            assemble(
-                ops[first:], template(), blueprint.host.arch, numbers(blueprint.host.arch), plan.fds, blueprint.assets
-            ),
-            self.performer,
+        program = assemble(
+            ops[first:], template(), blueprint.host.arch, numbers(blueprint.host.arch), plan.fds, blueprint.assets
         )
+        session = self.session = self._session(program)
         run_ops(ops[:first], self._before)
         given = dict(self.performer.given)
         listener: _socket.socket | None = None
@@ -301,6 +305,14 @@ class Creation:
         if self.performer.net_devices is not None:
             self.performer.net_devices.close()
         return session
+
+    def _session(self, program: Program) -> Session:
+        seccomp = self.blueprint.spec.linux.seccomp
+        if "seccomp" not in self.blueprint.assets or seccomp is None or not notifies(seccomp):
+            return Session(program, self.performer)
+        from pyoci.container.listener import ListeningSession
+
+        return ListeningSession(program, self.performer, seccomp, self.blueprint.bundle, self.performer.creating)
 
     def _before(self, op: Op) -> None:
         assert self.session is not None

@@ -59,7 +59,7 @@ def exec_(options: ExecOptions) -> int:
         if pidfd is None:
             raise WrongState("cannot exec in a stopped container")
         try:
-            return _enter(options, state, spec, process, pidfd, paths)
+            return _enter(options, state, spec, process, pidfd, paths, found)
         finally:
             posix.close(pidfd)
     finally:
@@ -160,6 +160,7 @@ def _enter(  # noqa: PLR0913 - what exec has found out
     process: Process,
     pidfd: int,
     cgroup_paths: Mapping[str, str] | None,
+    found: str,
 ) -> int:
     host = probe()
     if process.apparmor_profile or process.selinux_label:
@@ -171,11 +172,13 @@ def _enter(  # noqa: PLR0913 - what exec has found out
     seccomp = spec.linux.seccomp
     assets: dict[str, bytes] = {}
     flags: int | None = None
+    listens = False
     if seccomp is not None:
-        from pyoci.kernel.seccomp import filter_flags
+        from pyoci.kernel.seccomp import filter_flags, notifies
         from pyoci.seccomp import cached
 
-        flags = filter_flags(seccomp.flags)
+        listens = notifies(seccomp)
+        flags = filter_flags(seccomp.flags, listens)
         assets["seccomp"] = cached(options.root, seccomp, host.arch)
     fds = descriptors(options.preserve_fds)
     pid_file = absolute(options.pid_file) if options.pid_file else ""
@@ -209,7 +212,14 @@ def _enter(  # noqa: PLR0913 - what exec has found out
 
     def attempt(paths: Mapping[str, str] | None) -> Session:
         ops = plan_exec(process, host, target_of(state, paths), flags, console, options.preserve_fds, spec.linux)
-        session = Session(assemble(ops, template(), host.arch, numbers(host.arch), fds, assets), perform)
+        program = assemble(ops, template(), host.arch, numbers(host.arch), fds, assets)
+        if listens and seccomp is not None:
+            from pyoci.container.listener import ListeningSession, check, status_of
+
+            check(seccomp, state.bundle, ops, assets["seccomp"], host.arch, fds)
+            session: Session = ListeningSession(program, perform, seccomp, state.bundle, status_of(state, found))
+        else:
+            session = Session(program, perform)
         if process.terminal and console is None:
             from pyoci.console import match_window
 

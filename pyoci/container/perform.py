@@ -126,6 +126,13 @@ class Performer:
             self.state.pid = pid
             self.state.pid_start = found[1]
 
+    def creating(self, pid: int) -> dict[str, object]:
+        """The state (runtime.md#state) of the container whose first process is `pid`, before it is created."""
+        from pyoci.state import document
+
+        self.know(pid)
+        return document(self.state, "creating")
+
     def run_hooks(self, kind: str, session: Session) -> None:
         """The hooks of `kind`, in the namespaces that the specification says."""
         self.know(session.pid)

@@ -16,6 +16,9 @@
  *   EXPECT   args: address, mask, value, errno: fail with errno unless (*address & mask) == value
  *   MOVE     args: from, to, width: copy a register into a structure, for calls that take descriptors in memory
  *   FORK     clone3: the child goes on with the next op, the parent reports the child's pid and exits
+ *   SPAWN    clone3: the child goes on with the ops of the block, which end in exit_group; the parent skips them
+ *   OFFER    sendmsg: of a descriptor that another process will put into the table that it shares with us; until then, again
+ *   AWAIT    a BARRIER of which another process has told the runtime, because a filter may forbid us to
  */
 
 #include "program.h"
@@ -26,6 +29,8 @@
 #define NR_WRITE 1
 #define NR_EXIT_GROUP 231
 #define NR_CLONE3 435
+#define NR_SENDMSG 46
+#define NR_NANOSLEEP 35
 
 static inline long kernel(long number, const unsigned long *a)
 {
@@ -46,6 +51,8 @@ static inline long kernel(long number, const unsigned long *a)
 #define NR_WRITE 64
 #define NR_EXIT_GROUP 94
 #define NR_CLONE3 435
+#define NR_SENDMSG 211
+#define NR_NANOSLEEP 101
 
 static inline long kernel(long number, const unsigned long *a)
 {
@@ -74,6 +81,10 @@ static inline long kernel(long number, const unsigned long *a)
 /* A scoped openat2 that meets ".." while anything on the machine is renamed or mounted gives up with EAGAIN (openat2(2)):
  * anybody can rename in a loop, and must not be able to keep containers from starting. */
 #define TRIES 10000
+#define EBADF 9
+/* How often an OFFER looks, and the nanoseconds between: for ten seconds, in case the other one has died. */
+#define LOOKS 100000
+#define PAUSE 100000
 
 /* The section that the linker script puts at a fixed address; the assembler replaces its content. */
 __attribute__((section(".program"), used)) struct header program = {0, 0, 0, 0};
@@ -135,6 +146,8 @@ static long perform(const volatile struct header *head, struct message *message,
     switch (op->nr) {
     case BARRIER:
         tell(head, message, AT_BARRIER, index, 0);
+        /* fall through */
+    case AWAIT:
         do
             result = call3(NR_READ, (unsigned long)head->control, (unsigned long)&go, 1);
         while (result == -EINTR);
@@ -156,6 +169,17 @@ static long perform(const volatile struct header *head, struct message *message,
             leave(0);
         }
         return result;
+    case SPAWN:
+        return kernel(NR_CLONE3, args);
+    case OFFER:
+        for (tries = LOOKS;; tries--) {
+            const long pause[2] = {0, PAUSE};
+
+            result = kernel(NR_SENDMSG, args);
+            if (result != -EINTR && (result != -EBADF || !tries))
+                return result;
+            call3(NR_NANOSLEEP, (unsigned long)pause, 0, 0);
+        }
     default:
         do
             result = kernel(op->nr, args);
@@ -205,7 +229,7 @@ __attribute__((noreturn, used)) void replay(void)
                 for (i = 5; i >= 0; i--) /* the order that the assembler believes in */
                     if (op->flags & FLAG_CLOSE << i)
                         call3(NR_CLOSE, args[i], 0, 0);
-            index += 1u + op->skip_ok;
+            index += 1u + (op->nr == SPAWN && !result ? 0u : op->skip_ok);
         }
     }
     leave(0);

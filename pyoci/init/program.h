@@ -33,6 +33,9 @@ _Static_assert(sizeof(struct report) == 16, "report");
 #define EXPECT (-2)
 #define MOVE (-3)
 #define FORK (-4)
+#define SPAWN (-5)
+#define OFFER (-6)
+#define AWAIT (-7)
 #define FLAG_FSLOG 1
 #define FLAG_CLOSE 2
 #define FAILED 1

@@ -68,6 +68,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {
         {"target_fd": (0, 4), "attach_bpf_fd": (4, 4), "attach_type": (8, 4), "attach_flags": (12, 4)},
     ),
     # the kernel's, not the C library's; its handler is the first word on both architectures
-    "sigaction": (32, {"sa_handler": (0, 8)}),
+    "sigaction": (32, {"sa_handler": (0, 8), "sa_flags": (8, 8)}),
     "int": (4, {"value": (0, 4)}),
 }

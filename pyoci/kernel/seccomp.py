@@ -6,6 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyoci.spec.types import Seccomp
+
 # What a filter answers for a call (SECCOMP_RET_*): the low 16 bits of ERRNO and TRACE carry a value.
 ACTIONS: dict[str, int] = {
     "SCMP_ACT_KILL": 0x00000000,
@@ -51,6 +53,7 @@ SCMP_ERROR = -1  # __NR_SCMP_ERROR: no such system call on any architecture
 SCMP_ARCH_X86_64 = 0xC000003E
 SCMP_ARCH_X32 = 0x4000003E  # libseccomp's own: to the kernel it is x86_64, with this bit in the number of the call
 X32_SYSCALL_BIT = 0x40000000
+ARCHITECTURES = {"x86_64": SCMP_ARCH_X86_64, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*, by uname(2)'s name
 
 # classic BPF as libseccomp and we write it (linux/bpf_common.h), and what it looks at (struct seccomp_data)
 BPF_LD_W_ABS = 0x20
@@ -71,9 +74,17 @@ def filter_flags(names: Sequence[str], listener: bool = False) -> int:
     """The flags for seccomp(2), from `linux.seccomp.flags`; raises KeyError for an unknown name.
 
     WAIT_KILLABLE_RECV says how a notified call waits.  Without a listener nothing is ever notified and the kernel
-    answers EINVAL, so it is passed on only with one.
+    answers EINVAL, so it is passed on only with one.  TSYNC then needs TSYNC_ESRCH (Linux 5.7), because seccomp(2) can
+    only return one of a descriptor and the thread that stood in the way.
     """
     bits = SECCOMP_FILTER_FLAG_NEW_LISTENER if listener else 0
     for name in names:
         bits |= FLAGS[name]
+    if listener and bits & SECCOMP_FILTER_FLAG_TSYNC:
+        bits |= SECCOMP_FILTER_FLAG_TSYNC_ESRCH
     return bits if listener else bits & ~SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+
+
+def notifies(seccomp: Seccomp) -> bool:
+    """Whether the filter has a listener: config-linux.md#seccomp, SCMP_ACT_NOTIFY."""
+    return seccomp.default_action == NOTIFY or any(rule.action == NOTIFY for rule in seccomp.syscalls)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from errno import EACCES, EAFNOSUPPORT, EINVAL
 
 from pyoci.kernel import flags as k
-from pyoci.kernel.seccomp import filter_flags
+from pyoci.kernel.seccomp import filter_flags, notifies
 from pyoci.plan import devices, mounts
 from pyoci.plan import namespaces as ns
 from pyoci.plan.cgroups import plan_cgroups
@@ -408,6 +408,7 @@ def _process(
     process = spec.process
     ops: list[Op] = []
     begin: list[Op] = []
+    listener: list[Op] = []
     if process is not None:
         if process.terminal:
             ops += devices.adopt_terminal()
@@ -417,7 +418,7 @@ def _process(
             process,
             host,
             granted_capabilities(host, user_namespace),
-            None if seccomp is None else filter_flags(seccomp.flags),
+            None if seccomp is None else filter_flags(seccomp.flags, notifies(seccomp)),
             () if process.terminal else host.stdio_pipes,
             not (user_namespace and ns.denies_setgroups(spec.linux, host)),
             _more_variables(options, names),
@@ -427,9 +428,10 @@ def _process(
 
             ops += of_container(spec.linux)
         ops += plan.prepare
-        begin = plan.begin
+        begin, listener = plan.begin, plan.listener
     # nothing of the host's is open past this point, whoever reads /proc/PID/fd
     ops.append(Op("close_range", (process_fds["console"], k.UINT_MAX, 0), LIFECYCLE))
+    ops += listener
     ops.append(Op("created", (), LIFECYCLE, performer=RUNTIME))
     if options.listen:
         ops.append(Op("accept4", (Ref("listen"), 0, 0, k.SOCK_CLOEXEC), "runtime.md#start", "started"))

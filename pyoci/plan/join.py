@@ -180,6 +180,7 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
             )
         )
     ops.append(Op("close_range", (descriptors(preserve_fds)["console"], k.UINT_MAX, 0), EXEC))
+    ops += plan.listener
     ops.append(Op("created", (), EXEC, performer=RUNTIME))
     return ops + plan.begin
 

@@ -5,6 +5,8 @@ The order is the security design and is the same for `create` and `exec`:
     when preparing  rlimits, scheduler < bounding set < setgroups < setresgid < setresuid < capset < ambient set
                     < no_new_privs
     when starting   seccomp (< capset, where the filter needs CAP_SYS_ADMIN) < execve
+
+A filter with a listener is loaded at the end of preparing: plan/listener.py.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from errno import EACCES, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, E
 
 from pyoci.kernel import flags as k
 from pyoci.kernel.capabilities import CAPABILITIES
+from pyoci.kernel.seccomp import SECCOMP_FILTER_FLAG_NEW_LISTENER
 from pyoci.plan.ops import Address, Asset, Blob, Buffer, Op, Ref, Struct, Vector
 from pyoci.plan.paths import HANDLE, SCOPED, close, openat2
 
@@ -101,11 +104,12 @@ def capset(effective: int, permitted: int, inheritable: int, origin: str) -> Op:
 
 class ProcessPlan:
     """`prepare` is everything that create does for the process; `begin` what start adds; the last op of `begin` is
-    execve."""
+    execve.  `listener`, mostly empty, comes between them, when nothing of the host's is open any more."""
 
-    __slots__ = ("begin", "prepare")
+    __slots__ = ("begin", "listener", "prepare")
 
     def __init__(self) -> None:
+        self.listener: list[Op] = []
         self.prepare: list[Op] = []
         self.begin: list[Op] = []
 
@@ -175,17 +179,22 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
     prepare += _find(process, candidates)
     begin = plan.begin
     if seccomp_flags is not None:
-        begin.append(
-            Op(
-                "seccomp",
-                (
-                    k.SECCOMP_SET_MODE_FILTER,
-                    seccomp_flags,
-                    Struct("sock_fprog", len=Asset("seccomp", count=True), filter=Asset("seccomp")),
-                ),
-                SECCOMP,
-            )
+        load = Op(
+            "seccomp",
+            (
+                k.SECCOMP_SET_MODE_FILTER,
+                seccomp_flags,
+                Struct("sock_fprog", len=Asset("seccomp", count=True), filter=Asset("seccomp")),
+            ),
+            SECCOMP,
         )
+        if seccomp_flags & SECCOMP_FILTER_FLAG_NEW_LISTENER:
+            from pyoci.plan.listener import hand_over
+
+            plan.listener = hand_over(load, late_caps, seccomp_flags)
+            late_caps = []
+        else:
+            begin.append(load)
     begin += late_caps
     argv = Vector([arg.encode() for arg in process.args])
     env = process.env

@@ -34,6 +34,7 @@ OPERATORS = (
 )  # fmt: skip
 
 WHERE = "/linux/seccomp"
+NOTIFY = "SCMP_ACT_NOTIFY"
 
 
 def _action(action: str, errno_ret: int | None, where: str, names: tuple[str, str], report: Report) -> None:
@@ -59,6 +60,9 @@ def check(seccomp: Seccomp, report: Report) -> None:
             report.add(f"{WHERE}/flags/{index}", one_of(name, FLAGS))
     if seccomp.listener_metadata and not (seccomp.listener_path or report.unreliable(f"{WHERE}/listenerPath")):
         report.add(f"{WHERE}/listenerMetadata", "must be absent without listenerPath")
+    notifies = NOTIFY in (seccomp.default_action, *(rule.action for rule in seccomp.syscalls))
+    if notifies and not (seccomp.listener_path or report.unreliable(f"{WHERE}/listenerPath")):
+        report.add(f"{WHERE}/listenerPath", f"is required with {NOTIFY}: somebody must answer")
     for number, rule in enumerate(seccomp.syscalls):
         where = f"{WHERE}/syscalls/{number}"
         _action(rule.action, rule.errno_ret, where, ("action", "errnoRet"), report)

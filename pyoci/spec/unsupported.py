@@ -25,8 +25,6 @@ MOUNT: tuple[tuple[str, str], ...] = ()
 
 MOUNT_OPTIONS: tuple[str, ...] = ()
 
-SECCOMP_ACTIONS = ("SCMP_ACT_NOTIFY",)
-
 MESSAGE = "is not supported by this version of pyoci"
 
 
@@ -53,10 +51,3 @@ def unsupported(spec: Spec, report: Report) -> None:
         for number, option in enumerate(mount.options):
             if option in MOUNT_OPTIONS:
                 report.add(f"/mounts/{index}/options/{number}", f"{option} {MESSAGE}")
-    seccomp = spec.linux.seccomp
-    if seccomp is not None:
-        if seccomp.default_action in SECCOMP_ACTIONS:
-            report.add("/linux/seccomp/defaultAction", f"{seccomp.default_action} {MESSAGE}")
-        for index, rule in enumerate(seccomp.syscalls):
-            if rule.action in SECCOMP_ACTIONS:
-                report.add(f"/linux/seccomp/syscalls/{index}/action", f"{rule.action} {MESSAGE}")
