@@ -32,7 +32,7 @@ PR_SET_CHILD_SUBREAPER = 36
 WARM = 3  # rounds that are not counted
 STEP = 16 << 10  # bytes: how finely the smallest memory limit is looked for
 HIGHEST = 64 << 20
-TRIES = 3  # runs that must all succeed under a limit
+TRIES = 5  # runs under a limit, most of which must succeed
 
 MEASURES = {
     "run": "run of a static true",
@@ -120,16 +120,20 @@ def measure_exec(runtimes: list[Runtime], bundle: Bundle, rounds: int) -> Sample
 
 
 def smallest_limit(runtime: Runtime, bundle: Bundle) -> int | None:
-    """The smallest memory limit, in bytes, under which `run` of /true succeeds each time."""
+    """The smallest memory limit, in bytes, under which `run` of /true succeeds more often than not.
+
+    Just above it a run may fail by chance: processors keep pages of a cgroup for later, which count as used.
+    """
 
     def enough(limit: int) -> bool:
         bundle.write("/true", limit)
-        try:
-            for _ in range(TRIES):
+        failed = 0
+        for _ in range(TRIES):
+            try:
                 runtime.run(bundle)
-        except Failed:
-            return False
-        return True
+            except Failed:
+                failed += 1
+        return failed <= TRIES // 2
 
     low, high = 0, HIGHEST
     if not enough(high):

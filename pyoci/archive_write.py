@@ -8,11 +8,13 @@ nobody reads at run time, and the columns of instructions (tracebacks keep their
 from __future__ import annotations
 
 import ast
+import fcntl
 import importlib.util
 import marshal
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyoci import archive
@@ -158,8 +160,35 @@ def write(commands: Iterable[str]) -> None:
     )
 
 
+@contextmanager
+def alone() -> Iterator[bool]:
+    """Whether nobody else writes now: a hundred commands at once after an installation would all take a second for it."""
+    lock = PACKAGE / "__pycache__" / "writing.lock"
+    try:
+        lock.parent.mkdir(exist_ok=True)
+        fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield False  # where nothing can be written
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+    else:
+        yield True
+        lock.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
+
+
 def keep() -> None:
     """Write what this command would have liked to find: archives, and the snapshot that is made of all of them."""
+    with alone() as ours:
+        if ours:
+            _keep()
+
+
+def _keep() -> None:
     path = sys._xoptions.get("pyoci-snapshot")
     if not isinstance(path, str) or not {*archive.missing, *archive.loaded} & {*archive.HOT}:
         write(archive.missing)
