@@ -162,7 +162,7 @@ def write(commands: Iterable[str]) -> None:
 
 @contextmanager
 def alone() -> Iterator[bool]:
-    """Whether nobody else writes now: a hundred commands at once after an installation would all take a second for it."""
+    """Whether nobody else writes now: of a hundred first commands at once, each would take a second for it."""
     lock = PACKAGE / "__pycache__" / "writing.lock"
     try:
         lock.parent.mkdir(exist_ok=True)
