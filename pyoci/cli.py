@@ -173,6 +173,17 @@ COMMANDS: dict[str, Command] = {
             ("mem-bw-schema", "", "text", "SCHEMA", "Intel RDT: schema of memory bandwidth"),
         ),
     ),
+    "events": (
+        "ID",
+        1,
+        1,
+        False,
+        "show what a container uses, and when it runs out of memory, as lines of JSON",
+        (
+            ("interval", "", "text", "DURATION", "time between two statistics (5s)"),
+            ("stats", "", "bool", "", "show them once, now"),
+        ),
+    ),
     "pause": ("ID", 1, 1, False, "freeze a container's processes", ()),
     "resume": ("ID", 1, 1, False, "let a paused container go on", ()),
     "spec": (

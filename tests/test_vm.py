@@ -80,6 +80,14 @@ def test_limits_of_v2(vm: Run) -> None:
     assert " passed" in done.stdout
 
 
+def test_events_of_v2(vm: Run) -> None:
+    """What `events` shows and tells; on this machine the same tests see v1."""
+    words = ("python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_events.py")
+    done = vm(*words, timeout=900)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
 @pytest.mark.parametrize("layout", ["v2", "hybrid", "v1"])
 def test_units_of_systemd(vm: Run, layout: str) -> None:
     """The tests of --systemd-cgroup, skipped without systemd as process 1; v1 shows the few that differ."""
