@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,18 @@ def test_bench(bench: tuple[list[str], Path]) -> None:
     # what others leave, under limits too small for them, is not ours to judge
     left = list(Path("/sys/fs/cgroup").glob("*/*bench-pyoci-*"))
     assert not left
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("podman") is None, reason="podman is not installed")
+def test_in_engines(bench: tuple[list[str], Path], root: Path) -> None:
+    command, output = bench
+    words = [str(root / "bench/run"), "--engines", *command[2:], "--rounds", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    assert "pyoci / the others" in done.stdout, done
+    seconds = json.loads(output.read_bytes())
+    assert len(seconds["podman"]["pyoci"]) == 1
 
 
 def test_help_needs_no_privileges(root: Path) -> None:
