@@ -52,6 +52,7 @@ class State:
 
     phase           "creating", "created" or "running": how far commands got, not the status
     cgroup_paths    controller -> directory ("" for v2); cgroup_created: directories that create made and delete removes
+    mounts          where its root is mounted, in a container without a mount namespace (`pyoci.rootmount`)
     resctrl         the container's groups of resctrl (`pyoci.resctrl`)
     hooks           raw JSON of the hooks that later commands run
     listen          start.sock tells whether the container waits for start
@@ -67,6 +68,7 @@ class State:
         "hooks",
         "id",
         "listen",
+        "mounts",
         "namespaces",
         "oci_version",
         "owner",
@@ -100,6 +102,7 @@ class State:
         hooks: dict[str, Any] | None = None,
         listen: bool = True,
         resctrl: dict[str, str] | None = None,
+        mounts: dict[str, str] | None = None,
         user_namespace: bool = False,
         terminal: bool = False,
         unit: str = "",
@@ -121,6 +124,7 @@ class State:
         self.hooks = hooks or {}
         self.listen = listen
         self.resctrl = resctrl or {}
+        self.mounts = mounts or {}
         self.user_namespace = user_namespace
         self.terminal = terminal
         self.unit = unit

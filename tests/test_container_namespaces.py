@@ -191,11 +191,12 @@ def test_sysctl(box: Box) -> None:
     assert "/linux/sysctl" in box.refused()
 
 
-def test_mounts_need_a_mount_namespace(box: Box) -> None:
-    """Without one they would be the host's, and outlive the container."""
+def test_mounts_without_a_mount_namespace_need_rights_over_the_hosts(box: Box) -> None:
     box.without("mount")
-    box.write()
-    assert "/linux/namespaces: mounting without a mount namespace" in box.refused()
+    box.namespace("user")
+    ids = [{"containerID": 0, "hostID": 0, "size": 65536}]
+    box.linux.update({"uidMappings": ids, "gidMappings": ids})
+    assert "/linux/namespaces: mounting needs a mount namespace" in box.refused()
 
 
 def test_the_runtimes_own_mount_namespace_is_no_containers(box: Box) -> None:

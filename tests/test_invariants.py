@@ -40,9 +40,9 @@ CREATE_HOOKS = ("/hooks/prestart", "/hooks/createRuntime", "/hooks/createContain
 RUNTIME_CALLS = frozenset(
     (
         "adopt_cgroup", "adopt_cpuset", "check_map", "check_usage", "chown_cgroup", "created", "enable_controllers",
-        "enter_resctrl", "match_resctrl", "mkdir_resctrl", "write_resctrl",
-        "find_net_device", "hooks", "listener", "mkdir_cgroup", "mkdir_cpuset", "move_net_device", "newgidmap",
-        "newuidmap", "set_unit", "start_unit", "unit_property", "user_namespace", "write", "write_lines",
+        "enter_resctrl", "find_net_device", "hooks", "listener", "match_resctrl", "mkdir_cgroup", "mkdir_cpuset",
+        "mkdir_resctrl", "mount_root", "move_net_device", "newgidmap", "newuidmap", "set_unit", "start_unit",
+        "unit_property", "user_namespace", "write", "write_lines", "write_resctrl",
     )
 )  # fmt: skip
 ASSETS = {"seccomp": bytes(range(64))}

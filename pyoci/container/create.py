@@ -7,7 +7,7 @@ import posix
 
 from pyoci import VERSION
 from pyoci.container.perform import Performer
-from pyoci.errors import HookError, PyociError, Unsupported
+from pyoci.errors import HookError, PyociError
 from pyoci.host import probe, probe_sources, source_type
 from pyoci.kernel.seccomp import notifies
 from pyoci.kernel.syscalls import numbers
@@ -141,9 +141,12 @@ def check_mount_namespace(spec: Spec) -> None:
                     pointer = f"/linux/namespaces/{index}/path"
                     raise PyociError(f"{pointer}: {entry.path} is the runtime's own mount namespace, not a container's")
             return
-    if spec.mounts or spec.linux.masked_paths or spec.linux.readonly_paths:
-        raise Unsupported(
-            "/linux/namespaces", "mounting without a mount namespace, where mounts outlive the container"
+    from pyoci.plan.root_mount import mounts_in_root
+
+    if any(entry.type == "user" for entry in spec.linux.namespaces) and mounts_in_root(spec):
+        raise PyociError(
+            "/linux/namespaces: mounting needs a mount namespace for a container with a user namespace: "
+            "its root has no rights over the runtime's mounts"
         )
 
 

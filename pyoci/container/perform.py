@@ -84,6 +84,15 @@ class Performer:
 
                 self.net_devices = NetDevices()
             self.net_devices.perform(op, session.pid)
+        elif call == "mount_root":
+            from pyoci import rootmount
+
+            path = op.args[0]
+            assert isinstance(path, bytes)
+            self.state.mounts = rootmount.intended(path.decode("utf-8", "surrogateescape"))
+            # killed from here on, delete must know the mount, and end the process before it looks for it
+            self.know(session.pid)
+            self.store.save(self.state)
         elif call.endswith("_resctrl"):
             from pyoci.resctrl import perform as perform_resctrl
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 def dismantle(store: Store, state: State, poststop: bool = True) -> None:
     """Kill what still runs, remove the cgroups that create made, run the poststop hooks, forget the container.
 
-    The container's lock must be held.  Mounts go with the mount namespace, so with its last process.
+    The container's lock must be held.  Mounts go with the mount namespace, so with its last process;
+    without one of its own they are taken down.
     """
     if state.cgroup_paths:
         from pyoci.cgroup.live import kill_all, remove
@@ -22,6 +23,10 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
         if ours:
             kill_all(ours)
         remove(state.cgroup_paths, state.cgroup_created)
+    if state.mounts:
+        from pyoci import rootmount
+
+        rootmount.take_down(state.mounts)
     if state.resctrl:
         from pyoci import resctrl
 

@@ -11,7 +11,7 @@ init        waits for start; startContainer hooks by the runtime; seccomp; execv
 
 from __future__ import annotations
 
-from errno import EACCES, EAFNOSUPPORT, EINVAL
+from errno import EACCES, EINVAL
 
 from pyoci.kernel import flags as k
 from pyoci.kernel.seccomp import filter_flags, notifies
@@ -134,7 +134,12 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     fds = descriptors(options.preserve_fds, mount_plan.maps.values())
     device_plan = devices.plan_devices(spec, by_bind)
     own_mounts = names.has("mount")
-    root = _open_root(spec, options, own_mounts)
+    attached = False
+    if not own_mounts:
+        from pyoci.plan.root_mount import mounts_in_root
+
+        attached = mounts_in_root(spec)
+    root = _open_root(spec, options, own_mounts or attached)
     sources = [*root, *mount_plan.sources, *device_plan.sources]
     if options.notify:
         from pyoci.plan import readiness
@@ -201,7 +206,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         ops += ns.new_time(spec, names)
     ops += ns.later(names)
     if "network" in names.new:
-        ops += _loopback()
+        ops += ns.loopback()
     if spec.linux.net_devices:
         ops += net_devices.move(spec.linux.net_devices)
     if spec.hostname is not None and spec.hostname != "":
@@ -217,7 +222,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         ops.append(_setattr_root(k.MS_SLAVE, names.pointer("mount")))
     if not privileged:
         ops += sources
-    ops += _place_root(spec, options, own_mounts)
+    ops += _place_root(spec, options, own_mounts, attached)
     ops += mount_plan.ops
     if options.notify:
         ops += readiness.mount()
@@ -227,7 +232,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         ops += devices.plan_terminal(process, receiver, TERMINAL_MESSAGE if receiver == "control" else b"/dev/ptmx")
         ops += devices.plan_console()
     ops += _hooks(spec)
-    ops += _seal_root(spec, mount_plan.late, own_mounts, options.no_pivot)
+    ops += _seal_root(spec, mount_plan.late, own_mounts or attached, attached or options.no_pivot)
     ops += _process(spec, host, options, names, process_fds=fds)
     return ContainerPlan(ops, fds, cgroups)
 
@@ -242,10 +247,10 @@ def write_file(directory: int | Ref, path: bytes, text: str, origin: str) -> lis
     ]
 
 
-def _open_root(spec: Spec, options: PlanOptions, own_mounts: bool) -> list[Op]:
+def _open_root(spec: Spec, options: PlanOptions, mounted: bool) -> list[Op]:
     path = root_path(spec, options.bundle).encode()
-    if not own_mounts:
-        # no mount namespace: the root is where it is, and what is mounted in it is the caller's to see
+    if not mounted:
+        # no mount namespace, and nothing to mount: the root is where it is
         return [Op("openat", (k.AT_FDCWD, path, HANDLE | k.O_DIRECTORY), "/root/path", "rootfs")]
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE
     return [Op("open_tree", (k.AT_FDCWD, path, flags), "/root/path", "rootfs")]
@@ -256,12 +261,14 @@ def _setattr_root(propagation: int, origin: str) -> Op:
     return Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, attr, mounts.ATTR_SIZE), origin)
 
 
-def _place_root(spec: Spec, options: PlanOptions, own_mounts: bool) -> list[Op]:
+def _place_root(spec: Spec, options: PlanOptions, own_mounts: bool, attached: bool) -> list[Op]:
     """Attach the detached root: on top of "/", the one place whose name cannot lie, and the one that pivot_root
     replaces.  Hooks of create may look for the container at /root/path, or mount something there
     (config.md#createcontainer-hooks): for them it is attached at that path, where we can reach it."""
     if not own_mounts:
-        return []
+        from pyoci.plan.root_mount import place_root
+
+        return place_root(spec, root_path(spec, options.bundle).encode()) if attached else []
     asked = spec.linux.rootfs_propagation
     slave = asked in ("", "slave", "rslave")
     on_top = _attach_root(b"/")
@@ -303,29 +310,6 @@ def _private_procfs() -> list[Op]:
     ]
 
 
-def _loopback() -> list[Op]:
-    """Bring `lo` up in a new network namespace, as every peer does."""
-    name = int.from_bytes(b"lo", "little")
-    up = [
-        Op(
-            "ioctl",
-            (Ref("inet"), k.SIOCSIFFLAGS, Struct("ifreq", ifr_name=name, ifr_flags=k.IFF_UP)),
-            "config-linux.md#network",
-        ),
-        close("inet", "config-linux.md#network"),
-    ]
-    return [
-        Op(
-            "socket",
-            (k.AF_INET, k.SOCK_DGRAM | k.SOCK_CLOEXEC, 0),
-            "config-linux.md#network",
-            "inet",
-            tolerate=(EAFNOSUPPORT,),
-            then=up,
-        )
-    ]
-
-
 def _sysctl(spec: Spec) -> list[Op]:
     ops: list[Op] = []
     resolve = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_XDEV
@@ -352,7 +336,7 @@ def _hooks(spec: Spec) -> list[Op]:
     return ops
 
 
-def _seal_root(spec: Spec, late: list[Op], own_mounts: bool, no_pivot: bool) -> list[Op]:
+def _seal_root(spec: Spec, late: list[Op], mounted: bool, no_pivot: bool) -> list[Op]:
     """Masks, read-only paths, the working directory, then the new root takes the place of the old."""
     linux = spec.linux
     ops: list[Op] = []
@@ -363,10 +347,10 @@ def _seal_root(spec: Spec, late: list[Op], own_mounts: bool, no_pivot: bool) -> 
         ops += devices.null_source()
         ops += mounts.masked(linux.masked_paths)
     ops += late
-    if spec.root is not None and spec.root.readonly and own_mounts:
+    if spec.root is not None and spec.root.readonly and mounted:
         ops.append(mounts.setattr_op("rootfs", k.AT_EMPTY_PATH, "/root/readonly", k.MOUNT_ATTR_RDONLY))
     ops.append(Op("fchdir", (Ref("rootfs"),), "/root/path"))
-    if own_mounts and not no_pivot:
+    if mounted and not no_pivot:
         ops.append(Op("pivot_root", (b".", b"."), "/root/path", hint="a root on the initramfs needs --no-pivot"))
         ops.append(Op("umount2", (b".", k.MNT_DETACH), "/root/path"))
         ops.append(Op("chdir", (b"/",), "/root/path"))
@@ -379,7 +363,7 @@ def _seal_root(spec: Spec, late: list[Op], own_mounts: bool, no_pivot: bool) -> 
         "unbindable": (k.MS_UNBINDABLE, 0),
         "runbindable": (k.MS_UNBINDABLE, k.AT_RECURSIVE),
     }.get(linux.rootfs_propagation)
-    if final is not None and own_mounts:
+    if final is not None and mounted:
         propagation, tree = final
         ops.append(
             mounts.setattr_op("rootfs", k.AT_EMPTY_PATH | tree, "/linux/rootfsPropagation", propagation=propagation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, EPERM
+from errno import EAFNOSUPPORT, EINVAL, EPERM
 
 from pyoci.kernel import flags as k
 from pyoci.plan.ops import INIT, RUNTIME, Op, Ref, Struct
@@ -191,3 +191,26 @@ def later(namespaces: Namespaces) -> list[Op]:
         ops.append(Op("setns", (Ref("ns_time"), k.CLONE_NEWTIME), origin))
         ops.append(Op("close", (Ref("ns_time"),), origin))
     return ops
+
+
+def loopback() -> list[Op]:
+    """Bring `lo` up in a new network namespace, as every peer does."""
+    name = int.from_bytes(b"lo", "little")
+    up = [
+        Op(
+            "ioctl",
+            (Ref("inet"), k.SIOCSIFFLAGS, Struct("ifreq", ifr_name=name, ifr_flags=k.IFF_UP)),
+            "config-linux.md#network",
+        ),
+        Op("close", (Ref("inet"),), "config-linux.md#network"),
+    ]
+    return [
+        Op(
+            "socket",
+            (k.AF_INET, k.SOCK_DGRAM | k.SOCK_CLOEXEC, 0),
+            "config-linux.md#network",
+            "inet",
+            tolerate=(EAFNOSUPPORT,),
+            then=up,
+        )
+    ]
