@@ -184,6 +184,14 @@ COMMANDS: dict[str, Command] = {
             ("stats", "", "bool", "", "show them once, now"),
         ),
     ),
+    "mounts": (
+        "add|remove|list ID [FILE|-]",
+        2,
+        3,
+        False,
+        "add mounts (JSON as /mounts of config.json) to a running container, remove or show them",
+        (),
+    ),
     "pause": ("ID", 1, 1, False, "freeze a container's processes", ()),
     "resume": ("ID", 1, 1, False, "let a paused container go on", ()),
     "spec": (
