@@ -61,18 +61,6 @@ COMMON: tuple[Check, ...] = (
     ("remove", "{engine} rm -f c1", r"^rc=0\b"),
 )  # fmt: skip
 
-PODMAN: tuple[Check, ...] = (
-    *COMMON,
-    ("a user namespace", "{run} --uidmap 0:100000:1000 {image} cat /proc/self/uid_map",
-     r"^rc=0 \s*0\s+100000\s+1000\b"),
-    ("init", "{run} --init {image} cat /proc/1/cmdline", r"^rc=0 .*(catatonit|init)"),
-    ("pod", "{engine} pod create --name p1 --infra=false", r"^rc=0\b"),
-    ("a container in it", "{engine} run --rm {options} --pod p1 {image} echo in", r"^rc=0 in\b"),
-    ("without the pod", "{engine} pod rm -f p1", r"^rc=0\b"),
-    ("build", "{engine} build -q --network none {ulimits} -t built {folder}", r"^rc=0\b"),
-    ("what was built", "{engine} run --rm {options} localhost/built cat /made", r"^rc=0 made\b"),
-)  # fmt: skip
-
 DOCKER: tuple[Check, ...] = (
     *COMMON,
     ("init", "{run} --init {image} true", r"^rc=0\b"),

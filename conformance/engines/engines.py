@@ -1,4 +1,4 @@
-"""Real, unmodified engines with a runtime of one's choice: podman, containerd (ctr), Docker, in private namespaces.
+"""Real, unmodified engines with a runtime of one's choice, in private namespaces.
 
     conformance/engines/run                       all engines with pyoci
     conformance/engines/run podman docker         these
@@ -15,190 +15,37 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import checks
+from daemons import Containerd, Docker
+from engine import Engine
+from podman import Buildah, Podman
 
 INSIDE = "PYOCI_ENGINES_INSIDE"
 UNIFIED = Path("/sys/fs/cgroup/unified")
-TIMEOUT = 60
-LIMITS = "nofile=20000:20000"
 
-
-class Engine:
-    """`folder` is its own; `runtime` the path of the runtime's program, `words` what checks are formatted with."""
-
-    name = ""
-    needs: tuple[str, ...] = ()
-    table: tuple[checks.Check, ...] = ()
-
-    def __init__(self, folder: Path, runtime: str, image: Path) -> None:
-        self.folder = folder
-        self.runtime = runtime
-        self.image = image
-        self.words: dict[str, str] = {}
-        self.daemon: subprocess.Popen[bytes] | None = None
-        self.environment = {**os.environ, "PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
-        folder.mkdir(parents=True)
-
-    def start(self) -> None:
-        """Everything up to the first check."""
-
-    def stop(self) -> None:
-        if self.daemon is not None:
-            self.daemon.send_signal(signal.SIGTERM)
-            self.daemon.wait(30)
-
-    def spawn(self, *command: str) -> None:
-        with (self.folder / "daemon.log").open("wb") as log:
-            self.daemon = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder)
-
-    def ask(self, command: str) -> str:
-        """ "rc=STATUS OUTPUT" of a shell command, on one line."""
-        try:
-            done = subprocess.run(
-                ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                timeout=TIMEOUT, env=self.environment, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            return f"rc=timeout {(error.output or b'').decode(errors='replace')}"
-        return f"rc={done.returncode} " + " ".join(done.stdout.decode(errors="replace").split())
-
-    def until(self, command: str, seconds: float = 30) -> None:
-        """Wait until a command succeeds."""
-        end = time.monotonic() + seconds
-        while not (said := self.ask(command)).startswith("rc=0"):
-            if time.monotonic() > end:
-                raise RuntimeError(f"{self.name} does not start: {said}; see {self.folder}/daemon.log")
-            time.sleep(0.2)
-
-    def check(self) -> dict[str, str]:
-        """What each check that fails came to."""
-        failed: dict[str, str] = {}
-        for name, command, pattern in self.table:
-            said = self.ask(command.format(**self.words))
-            if not re.search(pattern, said):
-                failed[name] = said[:600]
-        return failed
-
-
-class Podman(Engine):
-    name = "podman"
-    needs = ("podman", "conmon", "script")
-    table = checks.PODMAN
-
-    def start(self) -> None:
-        (self.folder / "build").mkdir()
-        (self.folder / "build" / "Containerfile").write_text("FROM localhost/bb\nRUN echo made >/made\n")
-        # what is shipped for users, and the limits of a machine whose root may not raise them
-        configuration = self.folder / "containers.conf"
-        shipped = (Path(__file__).parents[2] / "contrib" / "containers.conf.d" / "pyoci.conf").read_text()
-        name = Path(self.runtime).name
-        configuration.write_text(
-            f'[containers]\ndefault_ulimits = ["{LIMITS}", "nproc=20000:20000"]\n\n'
-            + shipped.replace("[engine]", '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"')
-            + f'\n{name} = ["{self.runtime}"]\n' * (name not in ("pyoci", "runc", "crun"))
-        )
-        self.environment["CONTAINERS_CONF"] = str(configuration)
-        where = " ".join(f"--{what} {self.folder}/{what}" for what in ("root", "runroot", "tmpdir"))
-        engine = f"podman {where} --runtime {self.runtime}"
-        options = "--network none"
-        self.words = {
-            "engine": engine,
-            "options": options,
-            "run": f"{engine} run --rm {options}",
-            "image": "localhost/bb",
-            "folder": str(self.folder / "build"),
-            "ulimits": f"--ulimit {LIMITS} --ulimit nproc=20000:20000",
-        }
-        self.until(f"{engine} import --change 'CMD [\"/bin/sh\"]' {self.image} localhost/bb:latest")
-
-    def stop(self) -> None:
-        self.ask(f"{self.words['engine']} rm -af; {self.words['engine']} rmi -af")
-
-
-class Docker(Engine):
-    name = "docker"
-    needs = ("dockerd", "docker", "containerd", "script")
-    table = checks.DOCKER
-
-    def start(self) -> None:
-        own = Path(self.runtime).name
-        runtimes = {} if own == "runc" else {"runtimes": {own: {"path": self.runtime}}}
-        settings = {
-            **runtimes,
-            "exec-opts": ["native.cgroupdriver=cgroupfs"],
-            "storage-driver": "overlay2",
-            "data-root": str(self.folder / "data"),
-            "exec-root": str(self.folder / "exec"),
-            "pidfile": str(self.folder / "pid"),
-            "hosts": [f"unix://{self.folder}/s.sock"],
-            "iptables": False,
-            "ip6tables": False,
-            "bridge": "none",
-        }
-        (self.folder / "daemon.json").write_text(json.dumps(settings))
-        self.spawn("dockerd", "--config-file", str(self.folder / "daemon.json"))
-        engine = f"docker -H unix://{self.folder}/s.sock"
-        self.until(f"{engine} version")
-        options = f"--runtime {own} --network none"
-        self.words = {
-            "engine": engine,
-            "options": options,
-            "run": f"{engine} run --rm {options}",
-            "image": "bb",
-            "folder": str(self.folder),
-        }
-        self.until(f"{engine} import {self.image} bb:latest")
-
-
-class Containerd(Engine):
-    name = "containerd"
-    needs = ("containerd", "ctr", "podman")
-    table = checks.CONTAINERD
-
-    def start(self) -> None:
-        (self.folder / "config.toml").write_text(
-            f'version = 2\nroot = "{self.folder}/root"\nstate = "{self.folder}/state"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-            f'[grpc]\n  address = "{self.folder}/c.sock"\n[ttrpc]\n  address = "{self.folder}/t.sock"\n'
-        )
-        self.spawn("containerd", "--config", str(self.folder / "config.toml"))
-        engine = f"ctr -a {self.folder}/c.sock"
-        self.until(f"{engine} version")
-        options = f"--runtime io.containerd.runc.v2 --runc-binary {self.runtime}"
-        image = "localhost/bb:latest"
-        self.words = {"engine": engine, "options": options, "run": f"{engine} run --rm {options}", "image": image}
-        # ctr takes archives of images, not of files
-        where = " ".join(f"--{what} {self.folder}/{what[:2]}" for what in ("root", "runroot", "tmpdir"))
-        archive = self.folder / "image.tar"
-        self.until(
-            f"podman {where} import {self.image} {image} && "
-            f"podman {where} save --format oci-archive -o {archive} {image} && {engine} images import {archive}"
-        )
-
-
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Podman, Docker, Containerd)}
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Podman, Buildah, Docker, Containerd)}
 
 
 def make_image(folder: Path) -> Path:
     """A tar archive of a root with a static busybox."""
     root = folder / "image"
-    for name in ("bin", "etc", "tmp", "proc", "dev", "sys"):
+    for name in ("bin", "dev", "etc", "mnt", "proc", "sys", "tmp"):
         (root / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin" / "busybox")
     names = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True).stdout.split()
     for name in names:
         if name != "busybox":
             (root / "bin" / name).symlink_to("busybox")
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler:
+        source = str(Path(__file__).with_name("notify.c"))
+        subprocess.run([compiler, "-static", "-O", "-o", str(root / "bin" / "notify"), source], check=True)
     (root / "etc" / "passwd").write_text("root:x:0:0::/:/bin/sh\n")
     archive = folder / "image.tar"
     subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True)
