@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -13,9 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from agents import Agent
 from containers import Box, needed
 
 from pyoci.commands.spec import default, rootless
+from pyoci.kernel.syscalls import numbers
 
 pytestmark = needed
 USER = 15000
@@ -80,6 +84,23 @@ def test_clocks_of_exec(box: Unprivileged) -> None:
     box.linux["timeOffsets"] = {"boottime": {"secs": 1000000}}
     box.start()
     assert float(box.exec("cat", "/proc/uptime").split()[0]) > 1000000
+
+
+def test_seccomp_agent(box: Unprivileged) -> None:
+    """What is handed over needs no privilege to be taken from init: its helper sends it."""
+    made = Agent(str(box.folder / "agent.sock"))
+    os.chmod(made.path, 0o666)
+    made.answers[numbers(platform.machine())["getcwd"]] = -errno.EXDEV
+    rule = {"names": ["getcwd"], "action": "SCMP_ACT_NOTIFY"}
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule], "listenerPath": made.path}
+    box.start("exec sleep 100")
+    for command in (["exec", box.id], ["run", "--bundle", str(box.bundle), box.new_id()]):
+        box.process["args"] = ["env", "-u", "PWD", "busybox", "pwd"]
+        box.write()
+        error = box.fails(*command, *(box.process["args"] if command[0] == "exec" else ()))
+        assert os.strerror(errno.EXDEV) in error
+    assert [each.message["state"]["status"] for each in made.told] == ["creating", "running", "creating"]
+    made.close()
 
 
 def test_home(box: Unprivileged) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -10,7 +11,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,13 @@ import pytest
 from agents import Agent, agent  # noqa: F401 - agent is a fixture
 from containers import LIMIT, Box, box, needed, processes_of, until  # noqa: F401 - box is a fixture
 
+from pyoci.container import listener
 from pyoci.kernel.syscalls import numbers
+from pyoci.launch import Died
+from pyoci.plan.listener import EXPECTED
+from pyoci.plan.ops import RUNTIME, Op
+from pyoci.program import Program
+from pyoci.spec.types import Seccomp
 
 pytestmark = needed
 NR = numbers(platform.machine())
@@ -29,7 +38,9 @@ intel = pytest.mark.skipif(platform.machine() != "x86_64", reason="a machine wit
 # Makes the calls that it is told, "number,argument,...", and says what each returned: -1 and errno as -errno.
 # "i386,..." makes it by the 32-bit table.
 CALLS = r"""
+#define _GNU_SOURCE
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +53,12 @@ static void trapped(int n, siginfo_t *i, void *c)
     fflush(stdout);
     _exit(0);
 }
+static int in_thread(void *number)
+{
+    syscall(atol(number), 0);
+    puts("not killed");
+    return 0;
+}
 int main(int argc, char **argv)
 {
     struct sigaction action = {.sa_sigaction = trapped, .sa_flags = SA_SIGINFO};
@@ -49,6 +66,13 @@ int main(int argc, char **argv)
     if (argc > 1 && !strcmp(argv[1], "catch")) {
         sigaction(SIGSYS, &action, 0);
         argv++, argc--;
+    }
+    if (argc > 1 && !strcmp(argv[1], "thread")) {
+        static char stack[65536] __attribute__((aligned(16)));
+        int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
+        clone(in_thread, stack + sizeof stack, flags, argv[2]);
+        usleep(200000);
+        return puts("the others live") < 0;
     }
     for (int n = 1; n < argc; n++) {
         long a[7] = {0}, result;
@@ -349,19 +373,19 @@ def test_hooks_with_a_listener(box: Box, agent: Agent) -> None:  # noqa: F811
 
 def test_terminal_with_a_listener(box: Box, agent: Agent) -> None:  # noqa: F811
     path = str(box.folder / "console.sock")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen(1)
+    console = socket.socket(socket.AF_UNIX)
+    console.bind(path)
+    console.listen(1)
     box.process["terminal"] = True
     box.linux["seccomp"] = notified(agent, "getsid")
     box.create("exec sleep 100", "--console-socket", path)
-    connection, _ = listener.accept()
+    connection, _ = console.accept()
     _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
     assert os.isatty(fds[0])
     until(lambda: agent.told)
     os.close(fds[0])
     connection.close()
-    listener.close()
+    console.close()
 
 
 @pytest.mark.parametrize(
@@ -470,6 +494,95 @@ def test_killed_while_the_agent_is_told(box: Box, agent: Agent) -> None:  # noqa
     assert json.loads(box("state", box.id).stdout)["status"] == "stopped"
     assert box("delete", "--force", box.id).returncode == 0
     box.gone()
+
+
+def settled(box: Box, id: str) -> bool:  # noqa: F811
+    return not processes_of(id) or box.state(id)["status"] == "created"
+
+
+def test_killed_at_any_moment(box: Box, agent: Agent) -> None:  # noqa: F811
+    """kill -9 of create: whatever there is then, init ends or waits for start, and delete --force removes it."""
+    box.linux["seccomp"] = notified(agent, "getsid")
+    start = time.monotonic()
+    box.create("exec sleep 100")
+    duration = time.monotonic() - start
+    for step in range(16):
+        id = box.new_id()
+        box.write(id)
+        create = subprocess.Popen(
+            box.command("create", "--bundle", str(box.bundle), id),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(duration * step / 12)
+        create.kill()
+        create.wait(LIMIT)
+        until(partial(settled, box, id), "a container that waits for start, or none")
+        box("delete", "--force", id)
+        box.gone(id)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "ptrace"), reason="no ptrace(2) in this C library")
+def test_tracer_is_told_the_number(box: Box, calls: Callable[..., list[str]]) -> None:  # noqa: F811
+    """SCMP_ACT_TRACE: its errnoRet is what PTRACE_GETEVENTMSG says (ptrace(2), PTRACE_EVENT_SECCOMP)."""
+    box.linux["seccomp"] = seccomp(rule("getsid", "SCMP_ACT_TRACE", errnoRet=1234))
+    box.create(f"exec calls {GETSID}")
+    pid = box.pid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    seize, message, detach, trace_seccomp = 0x4206, 0x4201, 17, 0x80
+    assert libc.ptrace(seize, pid, None, trace_seccomp) == 0, os.strerror(ctypes.get_errno())
+    box.ok("start", box.id)
+    # the children that are waited for here are others' threads too: __WALL
+    got, status = os.waitpid(pid, 0x40000000)
+    assert (got, status >> 8) == (pid, signal.SIGTRAP | 7 << 8)  # PTRACE_EVENT_SECCOMP
+    told = ctypes.c_ulong()
+    assert libc.ptrace(message, pid, None, ctypes.byref(told)) == 0
+    assert told.value == 1234
+    libc.ptrace(detach, pid, None, None)
+    until(lambda: box.status() == "stopped")
+
+
+def test_no_process_to_hand_it_over(box: Box, agent: Agent) -> None:  # noqa: F811
+    """Before the filter is loaded, so with an answer."""
+    box.linux["resources"] = {"pids": {"limit": 1}}
+    box.linux["seccomp"] = notified(agent, "getsid")
+    error = box.refused(command="create")
+    assert "/linux/seccomp/listenerPath: spawn(" in error and "pids.limit" in error
+    assert agent.told == []
+
+
+def test_helper_that_is_killed(monkeypatch: pytest.MonkeyPatch, agent: Agent) -> None:  # noqa: F811
+    """Nobody would tell the runtime: it waits some seconds for the listener, and not for ever."""
+    monkeypatch.setattr(listener, "PATIENCE", 0.05)
+    filter_ = Seccomp(default_action="SCMP_ACT_NOTIFY", listener_path=agent.path)
+    program = Program(b"", [], {})
+    session = listener.ListeningSession(program, lambda op, session: None, filter_, "/", lambda pid: {})
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    session.control = ours
+    session._perform(Op(EXPECTED, (), "", performer=RUNTIME))
+    with pytest.raises(Died, match="did not hand over the listener"):
+        session._receive(ours)
+    ours.close()
+    theirs.close()
+
+
+def test_user_namespace(box: Box, calls: Callable[..., list[str]], agent: Agent) -> None:  # noqa: F811
+    box.namespace("user")
+    box.linux["uidMappings"] = box.linux["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    os.chown(box.rootfs, 100000, 100000)
+    box.linux["seccomp"] = notified(agent, "getsid")
+    agent.answers[int(GETSID)] = 5
+    assert calls(GETSID) == ["5"]
+
+
+@pytest.mark.parametrize("action", ["SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_KILL_PROCESS"])
+def test_who_is_killed(box: Box, calls: Callable[..., list[str]], action: str) -> None:  # noqa: F811
+    """seccomp(2): the thread alone, or all of its process."""
+    box.linux["seccomp"] = seccomp(rule("getsid", action))
+    if action == "SCMP_ACT_KILL_PROCESS":
+        assert calls("thread", GETSID, status=128 + signal.SIGSYS) == []
+    else:
+        assert calls("thread", GETSID) == ["the others live"]
 
 
 def test_one_filter_is_all_that_there_is(box: Box, agent: Agent) -> None:  # noqa: F811

@@ -26,6 +26,7 @@ LINK = [
     *("-fno-asynchronous-unwind-tables", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,norelro"),
     *("-Wall", "-Wextra", "-Werror", "-s"),
 ]
+OFFERED = 5  # not a report of init's: a helper offers a descriptor
 ARCHES = {
     "x86_64": ("gcc", "qemu-x86_64-static"),
     "aarch64": ("aarch64-linux-gnu-gcc", "qemu-aarch64-static"),
@@ -55,7 +56,7 @@ class Machine:
             while message := ours.recv(REPORT.size + TEXT_MAX):
                 kind, op, value, length = REPORT.unpack_from(message)
                 reports.append((kind, op, value, message[REPORT.size : REPORT.size + length]))
-                if kind == AT_BARRIER:
+                if kind in (AT_BARRIER, OFFERED):
                     if not answers:
                         break
                     answers -= 1
@@ -168,6 +169,38 @@ def test_barrier(machine: Machine) -> None:
     assert (text, status) == (b"before after", 0)
     # two ops of the runtime in a row are one barrier
     assert reports == [(AT_BARRIER, 1, 0, b"")]
+
+
+def test_a_helper_offers_what_comes_later(machine: Machine) -> None:
+    """Two processes with one table of descriptors; the second one tells of a barrier where the first one only waits."""
+    if machine.emulator:
+        pytest.skip("the emulator has no clone3")
+    control = Struct("cmsg_fd", cmsg_len=20, cmsg_level=k.SOL_SOCKET, cmsg_type=k.SCM_RIGHTS, fd=Ref("later"))
+    payload = Blob(OFFERED.to_bytes(4, "little") + bytes(12))
+    message = Struct(
+        "msghdr", msg_iov=Struct("iovec", iov_base=payload, iov_len=16), msg_iovlen=1, msg_control=control,
+        msg_controllen=24,
+    )  # fmt: skip
+    helper = [
+        say(50, b"helper "),
+        Op("offer", (Ref("control"), message, k.MSG_NOSIGNAL), "t"),
+        Op("close", (Ref("later"),), "t"),
+        Op("exit_group", (0,), "t"),
+    ]
+    arguments = Struct("clone_args", flags=k.CLONE_FILES, exit_signal=k.SIGCHLD)
+    wait = Op("anything", (), "t", performer=RUNTIME)
+    ops = [
+        Op("openat", (k.AT_FDCWD, b"/", k.O_CLOEXEC), "t", "later"),
+        Op("close", (Ref("later"),), "t"),
+        Op("spawn", (arguments, 88), "t", otherwise=helper),
+        wait,  # which the helper outlasts
+        Op("openat", (k.AT_FDCWD, b"/", k.O_CLOEXEC), "t"),
+        Op("listener", (), "t", performer=RUNTIME),
+        say(50, b"first"),
+    ]
+    text, reports, status = said(ops, machine, 2)
+    assert (text, status) == (b"helper first", 0)
+    assert [kind for kind, _, _, _ in reports] == [AT_BARRIER, OFFERED]
 
 
 def test_a_runtime_that_dies_takes_init_with_it(machine: Machine) -> None:

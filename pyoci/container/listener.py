@@ -17,8 +17,8 @@ from pyoci.kernel.errnos import words
 from pyoci.kernel.flags import S_IFMT, S_IFSOCK, SCM_CREDENTIALS, SO_PASSCRED
 from pyoci.kernel.seccomp import ACTIONS, ARCHITECTURES
 from pyoci.kernel.syscalls import numbers
-from pyoci.launch import DESCRIPTOR, Session
-from pyoci.plan.listener import MESSAGE, NAME, ORIGIN
+from pyoci.launch import DESCRIPTOR, Died, Session
+from pyoci.plan.listener import EXPECTED, MESSAGE, NAME, ORIGIN
 from pyoci.plan.ops import INIT, Ref
 from pyoci.reports import AT_BARRIER, REPORT, TEXT_MAX
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyoci.state import State
 
 CREDENTIALS = Packer("iII")  # struct ucred: pid, uid, gid
-PATIENCE = 10  # seconds that an agent may take to accept and read, and init to have its filter
+PATIENCE = 10  # seconds that an agent may take to accept and to read; twice as many for init to have its filter
 ACTION_MASK = 0xFFFF0000
 PASSES = frozenset(ACTIONS[name] for name in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY"))
 # some address: where memory is passed
@@ -140,6 +140,8 @@ class ListeningSession(Session):
             message, ancillary, _, _ = control.recvmsg(REPORT.size + TEXT_MAX, space, _socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return b""
+        except TimeoutError:
+            raise Died("init did not hand over the listener of its filter") from None
         descriptor = sender = -1
         for _, kind, data in ancillary:
             if kind == _socket.SCM_RIGHTS:
@@ -158,7 +160,11 @@ class ListeningSession(Session):
         return message
 
     def _perform(self, op: Op) -> None:
-        if op.call == NAME:
+        assert self.control is not None
+        if op.call == EXPECTED:
+            self.control.settimeout(2 * PATIENCE)
+        elif op.call == NAME:
+            self.control.settimeout(None)
             try:
                 self.hand_over()
             finally:

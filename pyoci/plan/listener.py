@@ -22,6 +22,7 @@ ORIGIN = "/linux/seccomp/listenerPath"
 # looks like a report of init's: kind 5, no op, no value, no text
 MESSAGE = (5).to_bytes(4, "little") + bytes(12)
 NAME = "listener"
+EXPECTED = "expect_listener"
 
 
 def hand_over(load: Op, late: Sequence[Op], flags: int) -> list[Op]:
@@ -40,6 +41,8 @@ def hand_over(load: Op, late: Sequence[Op], flags: int) -> list[Op]:
     if flags & SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV:
         load.hint = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV needs Linux 5.19 (EINVAL); " + load.hint
     return [
+        # from here on it must not take long: we would not hear of the helper's death
+        Op(EXPECTED, (), ORIGIN, performer=RUNTIME),
         # The lowest number that is free is the one that seccomp(2) will give: open(2), seccomp_unotify(2).
         Op("openat", (k.AT_FDCWD, b"/", HANDLE | k.O_DIRECTORY), ORIGIN, NAME),
         close(NAME, ORIGIN),
