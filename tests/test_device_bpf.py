@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyoci.cgroup.detect import detect
+from pyoci.cgroup.device_filter import attached, remove
 from pyoci.kernel import bpf as k
 from pyoci.kernel.layouts import LAYOUTS
 from pyoci.kernel.syscalls import numbers
@@ -284,6 +285,9 @@ def test_the_kernel_denies_what_the_rules_deny() -> None:
             [sys.executable, "-I", "-c", TRY, str(group)], capture_output=True, text=True, check=False, timeout=30
         )
         assert (done.stderr, done.stdout.split()) == ("", ["denied", "allowed", "denied"])
+        assert len(attached(directory)) == 1
+        remove(os.fsencode(group), "/x")
+        assert attached(directory) == []
     finally:
         if program >= 0:
             os.close(program)

@@ -80,6 +80,11 @@ TYPES: dict[str, tuple[str, dict[str, str]]] = {
     "ifreq": ("struct ifreq", {}),
     "bpf_prog_load": ("union bpf_attr", {}),
     "bpf_prog_attach": ("union bpf_attr", {}),
+    "bpf_prog_query": (
+        "union bpf_attr",
+        {name: f"query.{name}" for name in ("target_fd", "attach_type", "prog_ids", "prog_cnt")},
+    ),
+    "bpf_prog_get_fd_by_id": ("union bpf_attr", {}),
     "int": ("one_int", {}),
 }
 PARTIAL = {"ifreq": {"ifr_name"}}  # fields of which only the first bytes are given

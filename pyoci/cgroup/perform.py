@@ -1,6 +1,7 @@
 """The runtime's ops on cgroups, performed.  Plain writes are the launcher's; these need to look before they act.
 
-    mkdir_cgroup(path)                            a directory and its missing parents
+    mkdir_cgroup(path, filters?)                  a directory and its missing parents; `filters`: one that was there
+                                                  loses v2's device filters, for it gets one of its own
     mkdir_cpuset(path)                            the same in v1's cpuset, where a new one has no CPU until given some
     enable_controllers(path, required, wanted)    controllers for the children of a v2 cgroup
     write_lines(path, lines)                      a write(2) a line: files that take one rule at a time
@@ -37,7 +38,7 @@ def perform(op: Op, pid: int = 0) -> list[str]:
     path = args[0]
     assert isinstance(path, bytes)
     if call in ("mkdir_cgroup", "mkdir_cpuset"):
-        return make(path, call == "mkdir_cpuset", op.origin)
+        return make(path, call == "mkdir_cpuset", op.origin, len(args) > 1)
     if call == "enable_controllers":
         _, required, wanted = args
         assert isinstance(required, bytes)
@@ -60,13 +61,20 @@ def perform(op: Op, pid: int = 0) -> list[str]:
     return []
 
 
-def make(path: bytes, cpuset: bool = False, origin: str = "") -> list[str]:
-    """Make the cgroup `path` and its missing parents.  One that exists must be fit: empty and not frozen."""
+def make(path: bytes, cpuset: bool = False, origin: str = "", filters: bool = False) -> list[str]:
+    """Make the cgroup `path` and its missing parents.  One that exists must be fit: empty and not frozen.
+
+    `filters`: it has no device filter then.
+    """
     for _ in range(RETRIES):
         made: list[bytes] = []
         try:
             if not _make(path, made):
                 _check_fitness(path, origin)
+                if filters:
+                    from pyoci.cgroup.device_filter import remove
+
+                    remove(path, origin)
             if cpuset:
                 give_cpus(path)
             return [directory.decode("utf-8", "surrogateescape") for directory in made]

@@ -67,6 +67,11 @@ LAYOUTS: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {
         144,
         {"target_fd": (0, 4), "attach_bpf_fd": (4, 4), "attach_type": (8, 4), "attach_flags": (12, 4)},
     ),
+    "bpf_prog_query": (
+        144,
+        {"target_fd": (0, 4), "attach_type": (4, 4), "prog_ids": (16, 8), "prog_cnt": (24, 4)},
+    ),
+    "bpf_prog_get_fd_by_id": (144, {"prog_id": (0, 4)}),
     # the kernel's, not the C library's; its handler is the first word on both architectures
     "sigaction": (32, {"sa_handler": (0, 8), "sa_flags": (8, 8)}),
     "int": (4, {"value": (0, 4)}),

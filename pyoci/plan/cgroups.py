@@ -231,9 +231,16 @@ def add_devices(plan: CgroupPlan, resources: Resources, limits: Limits) -> None:
     directory = plan.paths.get("devices")
     if directory is not None:
         _devices_v1(plan, policy, directory, limits)
-    elif "" not in plan.paths:
+        return
+    if "" not in plan.paths:
         limits.problem(DEVICES, "needs cgroup v2 or the v1 controller 'devices', and this host has neither")
-    elif policy.rules or not policy.base:
+        return
+    # A cgroup that was there before may have the filter of a container before: replaced, not added to.
+    unified = plan.paths[""].encode()
+    for index, op in enumerate(plan.create):
+        if op.call == "mkdir_cgroup" and op.args[0] == unified:
+            plan.create[index] = Op(op.call, (unified, b"filters"), op.origin, None, RUNTIME)
+    if policy.rules or not policy.base:
         from pyoci.plan.device_bpf import LICENSE, device_program
 
         code = device_program(policy)
