@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 MAGIC = b"pyoBPF\x02\n"  # another number for every change of what is made of the same profile
 SALT = 0x70796F6369
 CHECKSUM = 8
+LISTENER = ("listenerPath", "listenerMetadata")
 FILE_MAX = 1 << 20  # bytes; a larger profile is not cached
 FILES_MAX = 64  # profiles; a full cache is emptied
 
@@ -69,7 +70,11 @@ def cached(store_root: str, seccomp: Seccomp, arch: str) -> bytes:
     """As `compile`, kept in `<store_root>/.cache/seccomp/`, which is made when needed (`store_root` itself is not)."""
     if not seccomp.raw:
         return compile(seccomp, arch)  # not from a document: nothing to know it by
-    text = repr((arch, seccomp.raw)).encode("utf-8", "surrogatepass")
+    raw = seccomp.raw
+    if seccomp.listener_path:
+        # who answers is not in the filter, and may be another one for every container
+        raw = {name: value for name, value in raw.items() if name not in LISTENER}
+    text = repr((arch, raw)).encode("utf-8", "surrogatepass")
     name = source_hash(SALT, text).hex()
     directory = _directory(store_root)
     if directory < 0:

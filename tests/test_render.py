@@ -91,9 +91,10 @@ def test_strings_are_one_line_and_plain(text: bytes, expected: str) -> None:
         ("getcwd(<4096 bytes>, 4096)", "getcwd", (Buffer("cwd", 4096), 4096)),
         ("expect(<cwd+8>, 255, 47, 2)", "expect", (Address("cwd", 8), 255, 47, 2)),
         (
-            "seccomp(SECCOMP_SET_MODE_FILTER, 0, {len=<seccomp: instructions>, filter=<seccomp>})",
+            "seccomp(SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_LOG|SECCOMP_FILTER_FLAG_NEW_LISTENER, "
+            "{len=<seccomp: instructions>, filter=<seccomp>})",
             "seccomp",
-            (1, 0, Struct("sock_fprog", len=Asset("seccomp", count=True), filter=Asset("seccomp"))),
+            (1, 2 | 8, Struct("sock_fprog", len=Asset("seccomp", count=True), filter=Asset("seccomp"))),
         ),
     ],
 )

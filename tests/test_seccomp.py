@@ -484,6 +484,16 @@ def test_other_profile_or_machine_is_another_entry(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 3
 
 
+def test_another_agent_is_the_same_filter(tmp_path: Path) -> None:
+    """Engines may tell their agent something else for every container: that must not fill the cache."""
+    for number in range(3):
+        raw: dict[str, object] = {"defaultAction": "SCMP_ACT_NOTIFY"}
+        raw |= {"listenerPath": f"/run/{number}", "listenerMetadata": str(number)}
+        seccomp = Seccomp(default_action="SCMP_ACT_NOTIFY", listener_path=f"/run/{number}", raw=raw)
+        assert simulate(cache.cached(str(tmp_path), seccomp, ARCH), 1) == ACTIONS["SCMP_ACT_NOTIFY"]
+    assert len(files(tmp_path)) == 1
+
+
 def test_same_name_is_not_the_same_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The input is compared, not its digest: two inputs that meet in one name never share a filter."""
     real = source_hash

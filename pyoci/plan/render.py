@@ -5,7 +5,7 @@ Never loaded on the way to a started container.
 
 from __future__ import annotations
 
-from pyoci.kernel import bpf
+from pyoci.kernel import bpf, seccomp
 from pyoci.kernel import flags as k
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.errnos import name as errno_name
@@ -80,6 +80,9 @@ ARGUMENTS: dict[str, dict[int, dict[str, int]]] = {
     "accept4": {3: _names("SOCK_CLOEXEC")},
     "sendmsg": {2: _names("MSG_NOSIGNAL")},
     "offer": {2: _names("MSG_NOSIGNAL")},
+    "seccomp": {
+        1: {name: value for name, value in vars(seccomp).items() if name.startswith("SECCOMP_FILTER_FLAG_")},
+    },
 }
 CHOICES: dict[str, dict[int, dict[str, int]]] = {
     "fsconfig": {1: FSCONFIG},
@@ -196,10 +199,10 @@ def call(op: Op, environment: bool = True) -> str:
 
 def rows(ops: Sequence[Op], depth: int = 0) -> Iterator[tuple[Op, int, str]]:
     """(op, depth, mark): mark says when a nested op is performed ("else" after a tolerated failure, "then" after
-    success)."""
+    success), or by whom (the "child" of a spawn)."""
     for op in ops:
         yield op, depth, ""
-        for mark, block in (("else", op.otherwise), ("then", op.then)):
+        for mark, block in (("child" if op.call == "spawn" else "else", op.otherwise), ("then", op.then)):
             for inner, deeper, _ in rows(block, depth + 1):
                 yield inner, deeper, mark
 
