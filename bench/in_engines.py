@@ -23,18 +23,19 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "conformance" / "engines"))
 
 import engines  # noqa: E402
+from engine import Engine  # noqa: E402
 
 MOST = 1.0  # times runc
 
 
-def command(engine: engines.Engine, number: int) -> str:
+def command(engine: Engine, number: int) -> str:
     """A container that ends at once."""
     words = dict(engine.words)
     name = f" b{number}" if engine.name == "containerd" else ""
     return words["run"] + f" {words['image']}{name} true"
 
 
-def measure(kind: type[engines.Engine], runtimes: dict[str, str], folder: Path, rounds: int) -> dict[str, list[float]]:
+def measure(kind: type[Engine], runtimes: dict[str, str], folder: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of each run, by runtime."""
     image = folder / "image.tar"
     started = {label: kind(folder / f"{kind.name[0]}{label}", path, image) for label, path in runtimes.items()}
