@@ -1,0 +1,217 @@
+"""Every rule of the specification whose breach is an error, with the real command: the error, and nothing is left.
+
+Where such a rule needs more than a configuration (a network device, resctrl, an agent, a cgroup in use) its test is
+beside those of its subject; conformance/spec-rules.txt says where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from containers import LIMIT, Box, box, needed, until  # noqa: F401 - box is a fixture
+
+pytestmark = needed
+Change = Callable[[Box], Any]
+MAP = [{"containerID": 0, "hostID": 0, "size": 1}]
+V1_MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.mark.parametrize("command", ["state", "create", "start", "kill", "delete"])
+def test_no_id(box: Box, command: str) -> None:
+    box.write()
+    assert "Traceback" not in (done := box(command, cwd=box.bundle)).stderr
+    assert done.returncode != 0 and done.stderr
+    assert not box.states.exists() or list(box.states.iterdir()) == []
+
+
+def test_no_bundle(box: Box) -> None:
+    """Without --bundle it is the working directory, and there is no config.json in this one."""
+    assert "config.json" in box.fails("create", box.id, cwd=box.folder)
+    assert "config.json" in box.fails("create", "--bundle", str(box.folder), box.id)
+    box.gone()
+
+
+@pytest.mark.parametrize("id", ["", ".", "..", "a/b", "a b", "x" * 1025, "\u00e9"])
+def test_invalid_id(box: Box, id: str) -> None:
+    box.write()
+    box.fails("create", "--bundle", str(box.bundle), id)
+    assert not box.states.exists() or list(box.states.iterdir()) == []
+
+
+def test_start_without_process(box: Box) -> None:
+    """config.md#process: create does without, start does not, and has no effect."""
+    del box.config["process"]
+    box.write()
+    null = subprocess.DEVNULL
+    words = box.command("create", "--bundle", str(box.bundle), box.id)
+    subprocess.run(words, check=True, stdin=null, stdout=null, stderr=null, timeout=LIMIT)
+    assert box.status() == "created"
+    pid = box.pid()
+    assert Path(f"/proc/{pid}/ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink()
+    assert "start needs a process" in box.fails("start", box.id)
+    until(lambda: box.status() in ("created", "stopped"))
+    box.ok("delete", "--force", box.id)
+    box.gone()
+
+
+def put(pointer: str, value: object) -> Change:
+    """`value` at a pointer of objects."""
+
+    def change(box: Box) -> None:
+        *parents, last = pointer.split("/")[1:]
+        parent = box.config
+        for name in parents:
+            parent = parent.setdefault(name, {})
+        parent[last] = value
+
+    return change
+
+
+def mount(*options: str, **more: object) -> Change:
+    entry = {"destination": "/mnt", "type": "none", "source": "/tmp", "options": ["bind", *options], **more}
+    return lambda box: box.config["mounts"].append(entry)
+
+
+def hook(**more: object) -> Change:
+    return put("/hooks", {"createRuntime": [{"path": "/bin/true", **more}]})
+
+
+def occupied(box: Box) -> None:
+    """A file where a device should be, in the image itself."""
+    box.config["mounts"] = [entry for entry in box.config["mounts"] if not entry["destination"].startswith("/dev")]
+    (box.rootfs / "dev" / "taken").write_text("a file\n")
+    box.linux["devices"] = [{"path": "/dev/taken", "type": "c", "major": 1, "minor": 3}]
+
+
+CORE = {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}
+FILTER = {"defaultAction": "SCMP_ACT_ALLOW"}
+# (pointer that the error names, part of what it says, change)
+ERRORS: dict[str, tuple[str, str, Change]] = {
+    "a property that cannot be applied": ("/linux/sysctl", "", put("/linux/sysctl", {"net.no.such": "1"})),
+    "an environment that cannot be made": (
+        "/mounts", "", lambda box: box.mount("/x", "no-such-fs", "none")),
+    "ociVersion": ("/ociVersion", "is not a SemVer", put("/ociVersion", "invalid")),
+    "ociVersion of another major version": ("/ociVersion", "not supported", put("/ociVersion", "2.0.0")),
+    "root.path is not there": ("/root/path", "", put("/root/path", "nowhere")),
+    "root.path is no directory": ("/root/path", "", put("/root/path", "config.json")),
+    "rlimit that is unknown": ("/process/rlimits/0/type", "RLIMIT_TEST", put(
+        "/process/rlimits", [{**CORE, "type": "RLIMIT_TEST"}])),
+    "rlimit twice": ("/process/rlimits/1/type", "twice", put("/process/rlimits", [CORE, CORE])),
+    "idmap without any map": ("/mounts/", "idmap", mount("idmap")),
+    "ridmap without any map": ("/mounts/", "idmap", mount("ridmap")),
+    "only uidMappings": ("/mounts/", "both", mount(uidMappings=MAP)),
+    "only gidMappings": ("/mounts/", "both", mount(gidMappings=MAP)),
+    "cwd is relative": ("/process/cwd", "absolute", put("/process/cwd", "tmp")),
+    "hook's path is relative": ("/hooks/createRuntime/0/path", "absolute", hook(path="bin/true")),
+    "hook's timeout is zero": ("/hooks/createRuntime/0/timeout", "greater than zero", hook(timeout=0)),
+    "hook's timeout is less": ("/hooks/createRuntime/0/timeout", "greater than zero", hook(timeout=-1)),
+    "namespace twice": ("/linux/namespaces/", "twice", lambda box: box.linux["namespaces"].append({"type": "pid"})),
+    "namespace of another type": ("/linux/namespaces/", "", lambda box: box.namespace("network", "/proc/self/ns/uts")),
+    "namespace's path is relative": ("/linux/namespaces/", "absolute", lambda box: box.namespace("ipc", "ns/ipc")),
+    "device's path is taken": ("/linux/devices/0", "something else than this device is there", occupied),
+    "cgroupsPath leads out": ("/linux/cgroupsPath", "", put("/linux/cgroupsPath", "../../out")),
+    "unified, and its controller is not there": (
+        "/linux/resources/unified", "", put("/linux/resources/unified", {"nosuch.max": "1"})),
+    "burst above quota": ("/linux/resources/cpu/burst", "quota", put(
+        "/linux/resources/cpu", {"quota": 5000, "period": 10000, "burst": 5001})),
+    "defaultErrnoRet without an errno": ("/linux/seccomp/defaultErrnoRet", "returns no errno", put(
+        "/linux/seccomp", {**FILTER, "defaultErrnoRet": 1})),
+    "errnoRet without an errno": ("/linux/seccomp/syscalls/0/errnoRet", "returns no errno", put(
+        "/linux/seccomp", {**FILTER, "syscalls": [{"names": ["a"], "action": "SCMP_ACT_LOG", "errnoRet": 1}]})),
+    "listenerMetadata without listenerPath": ("/linux/seccomp/listenerMetadata", "listenerPath", put(
+        "/linux/seccomp", {**FILTER, "listenerMetadata": "x"})),
+    "masked path is relative": ("/linux/maskedPaths/0", "absolute", put("/linux/maskedPaths", ["proc/kcore"])),
+    "read-only path is relative": ("/linux/readonlyPaths/0", "absolute", put("/linux/readonlyPaths", ["proc/sys"])),
+    "annotation without a name": ("/annotations/", "empty", put("/annotations", {"": "x"})),
+}  # fmt: skip
+
+
+def said(box: Box) -> str:
+    """The error of create; nothing of the container may be left, and its program has not run."""
+    group = box.linux.get("cgroupsPath")
+    box.write()
+    if group is not None:
+        box.linux["cgroupsPath"] = group
+        (box.bundle / "config.json").write_text(json.dumps(box.config))
+    error = box.fails("create", "--bundle", str(box.bundle), box.id)
+    box.gone()
+    assert not (box.rootfs / "tmp/ran").exists()
+    return error
+
+
+@pytest.mark.parametrize("rule", ERRORS)
+def test_error(box: Box, rule: str) -> None:
+    pointer, part, change = ERRORS[rule]
+    box.process["args"] = ["touch", "/tmp/ran"]
+    change(box)
+    error = said(box)
+    assert pointer in error and part in error
+
+
+@pytest.mark.parametrize("args", [[], None])
+def test_no_args(box: Box, args: list[str] | None) -> None:
+    box.process["args"] = args
+    if args is None:
+        del box.process["args"]
+    assert "/process/args" in said(box)
+
+
+@pytest.mark.skipif(os.path.isdir("/sys/fs/resctrl/info"), reason="resctrl is mounted here")
+def test_intel_rdt_without_resctrl(box: Box) -> None:
+    box.linux["intelRdt"] = {"closID": "x"}
+    assert "/linux/intelRdt" in said(box)
+
+
+# Not errors, but values that have to arrive ---------------------------------------------------------------------------
+
+LABELS = {
+    "AS": "Max address space", "CORE": "Max core file size", "CPU": "Max cpu time", "DATA": "Max data size",
+    "FSIZE": "Max file size", "LOCKS": "Max file locks", "MEMLOCK": "Max locked memory",
+    "MSGQUEUE": "Max msgqueue size", "NICE": "Max nice priority", "NOFILE": "Max open files",
+    "NPROC": "Max processes", "RSS": "Max resident set", "RTPRIO": "Max realtime priority",
+    "RTTIME": "Max realtime timeout", "SIGPENDING": "Max pending signals", "STACK": "Max stack size",
+}  # fmt: skip
+
+
+def test_every_limit(box: Box) -> None:
+    """All of getrlimit(2), lowered: a soft limit below a hard one, both as the kernel has them."""
+    wanted = {}
+    for number, name in enumerate(LABELS):
+        wanted[name] = (0, 0) if name in ("NICE", "RTPRIO") else (2**30 + number, 2**30 + 2**20 + number)
+    wanted["NOFILE"] = (100, 101)
+    wanted["LOCKS"] = (10, 11)
+    for name, kind in (("MEMLOCK", resource.RLIMIT_MEMLOCK), ("MSGQUEUE", resource.RLIMIT_MSGQUEUE),
+                       ("NPROC", resource.RLIMIT_NPROC), ("SIGPENDING", resource.RLIMIT_SIGPENDING)):  # fmt: skip
+        hard = resource.getrlimit(kind)[1]
+        wanted[name] = (1000, 1001) if hard == resource.RLIM_INFINITY or hard > 1001 else (hard, hard)
+    box.process["rlimits"] = [
+        {"type": f"RLIMIT_{name}", "soft": soft, "hard": hard} for name, (soft, hard) in wanted.items()
+    ]
+    lines = box.run("cat /proc/self/limits").splitlines()
+    found = {line[:26].strip(): tuple(line[26:].split()[:2]) for line in lines}
+    assert {name: found[label] for name, label in LABELS.items()} == {
+        name: (str(soft), str(hard)) for name, (soft, hard) in wanted.items()
+    }
+
+
+@pytest.mark.skipif(not V1_MEMORY.is_dir(), reason="cgroup v1's memory controller is not mounted")
+def test_use_hierarchy(box: Box) -> None:
+    """v1: what a group below the container's uses counts against the container's limit."""
+    box.linux.setdefault("resources", {})["memory"] = {"useHierarchy": True, "limit": 64 << 20}
+    pid = box.start("exec sleep 100")
+    group = V1_MEMORY / Path(f"/proc/{pid}/cgroup").read_text().partition(":memory:/")[2].splitlines()[0]
+    assert (group / "memory.use_hierarchy").read_text() == "1\n"
+    below = group / "below"
+    below.mkdir()
+    try:
+        stat = (below / "memory.stat").read_text()
+        assert f"hierarchical_memory_limit {64 << 20}\n" in stat
+    finally:
+        below.rmdir()
