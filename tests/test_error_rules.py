@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from containers import LIMIT, Box, box, needed, until  # noqa: F401 - box is a f
 pytestmark = needed
 Change = Callable[[Box], Any]
 MAP = [{"containerID": 0, "hostID": 0, "size": 1}]
-V1_MEMORY = Path("/sys/fs/cgroup/memory")
 
 
 @pytest.mark.parametrize("command", ["state", "create", "start", "kill", "delete"])
@@ -169,49 +167,8 @@ def test_intel_rdt_without_resctrl(box: Box) -> None:
     assert "/linux/intelRdt" in said(box)
 
 
-# Not errors, but values that have to arrive ---------------------------------------------------------------------------
-
-LABELS = {
-    "AS": "Max address space", "CORE": "Max core file size", "CPU": "Max cpu time", "DATA": "Max data size",
-    "FSIZE": "Max file size", "LOCKS": "Max file locks", "MEMLOCK": "Max locked memory",
-    "MSGQUEUE": "Max msgqueue size", "NICE": "Max nice priority", "NOFILE": "Max open files",
-    "NPROC": "Max processes", "RSS": "Max resident set", "RTPRIO": "Max realtime priority",
-    "RTTIME": "Max realtime timeout", "SIGPENDING": "Max pending signals", "STACK": "Max stack size",
-}  # fmt: skip
-
-
-def test_every_limit(box: Box) -> None:
-    """All of getrlimit(2), lowered: a soft limit below a hard one, both as the kernel has them."""
-    wanted = {}
-    for number, name in enumerate(LABELS):
-        wanted[name] = (0, 0) if name in ("NICE", "RTPRIO") else (2**30 + number, 2**30 + 2**20 + number)
-    wanted["NOFILE"] = (100, 101)
-    wanted["LOCKS"] = (10, 11)
-    for name, kind in (("MEMLOCK", resource.RLIMIT_MEMLOCK), ("MSGQUEUE", resource.RLIMIT_MSGQUEUE),
-                       ("NPROC", resource.RLIMIT_NPROC), ("SIGPENDING", resource.RLIMIT_SIGPENDING)):  # fmt: skip
-        hard = resource.getrlimit(kind)[1]
-        wanted[name] = (1000, 1001) if hard == resource.RLIM_INFINITY or hard > 1001 else (hard, hard)
-    box.process["rlimits"] = [
-        {"type": f"RLIMIT_{name}", "soft": soft, "hard": hard} for name, (soft, hard) in wanted.items()
-    ]
-    lines = box.run("cat /proc/self/limits").splitlines()
-    found = {line[:26].strip(): tuple(line[26:].split()[:2]) for line in lines}
-    assert {name: found[label] for name, label in LABELS.items()} == {
-        name: (str(soft), str(hard)) for name, (soft, hard) in wanted.items()
-    }
-
-
-@pytest.mark.skipif(not V1_MEMORY.is_dir(), reason="cgroup v1's memory controller is not mounted")
-def test_use_hierarchy(box: Box) -> None:
-    """v1: what a group below the container's uses counts against the container's limit."""
-    box.linux.setdefault("resources", {})["memory"] = {"useHierarchy": True, "limit": 64 << 20}
-    pid = box.start("exec sleep 100")
-    group = V1_MEMORY / Path(f"/proc/{pid}/cgroup").read_text().partition(":memory:/")[2].splitlines()[0]
-    assert (group / "memory.use_hierarchy").read_text() == "1\n"
-    below = group / "below"
-    below.mkdir()
-    try:
-        stat = (below / "memory.stat").read_text()
-        assert f"hierarchical_memory_limit {64 << 20}\n" in stat
-    finally:
-        below.rmdir()
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[]", "", "{", '{"ociVersion": NaN}', '{"a": "\\ud800"}'])
+def test_no_json(box: Box, text: str) -> None:
+    box.bundle.joinpath("config.json").write_text(text)
+    assert "config.json" in box.fails("create", "--bundle", str(box.bundle), box.id)
+    box.gone()
