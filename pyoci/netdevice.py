@@ -7,6 +7,8 @@ The kernel takes a device down and its addresses and routes away when it leaves 
 read before, and what the container does not get is kept for the case that create fails: then devices come back as they
 were.  The container's namespace is held open until then, because a namespace that ends takes virtual devices with it.
 
+A runtime that is killed in between brings nothing back: then the kernel does what it does when a namespace ends.
+
 Who moves is the runtime itself, by netlink sockets in both namespaces.  pyroute2 speaks netlink; it is loaded for
 nothing else.
 """
@@ -14,6 +16,7 @@ nothing else.
 from __future__ import annotations
 
 import posix
+from _socket import AF_INET6
 from errno import EBUSY, EEXIST, EINVAL, ENODEV
 
 from pyoci.errors import CallError, PyociError
@@ -89,8 +92,12 @@ class Netlink:
             raise
 
     def addresses(self, index: int) -> list[Any]:
-        """All addresses of a device."""
-        return [entry for entry in self.socket.addr("dump") if entry["index"] == index]
+        """All addresses of a device, in an order that makes the same one of them again: the kernel puts a new IPv6
+        address in front of the others, and the first one may be what connections come from."""
+        found = [entry for entry in self.socket.addr("dump") if entry["index"] == index]
+        return [entry for entry in found if entry["family"] != AF_INET6] + [
+            entry for entry in reversed(found) if entry["family"] == AF_INET6
+        ]
 
     def routes(self, index: int) -> list[Any]:
         """The routes of all tables and families that lead through a device and no other."""

@@ -58,7 +58,9 @@ class Runtime:
 
     def left(self) -> list[str]:
         """Cgroups, states and processes of our containers that still exist."""
-        found = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{self.prefix}*")]
+        # others make and remove cgroups meanwhile: os.walk passes over what has gone
+        folders = (Path(top) / name for top, names, _ in os.walk("/sys/fs/cgroup") for name in names)
+        found = [str(path) for path in folders if path.name.startswith(self.prefix)]
         return found + [name for name in os.listdir(self.root) if name.startswith(self.prefix)]
 
 

@@ -124,6 +124,16 @@ def test_only_permanent_global_addresses_move(net: Network) -> None:
     assert [entry["preferred_life_time"] for entry in found["addr_info"] if entry.get("local") == "2001:db8::7"] == [0]
 
 
+def test_the_order_of_addresses_is_kept(net: Network) -> None:
+    """The first one may be what connections come from."""
+    net.veth("data0", *(f"192.0.2.{n}/24" for n in (7, 3, 5)), *(f"2001:db8::{n}/64 nodad" for n in (7, 3, 5)))
+    before = [entry["local"] for entry in net.show()["data0"]["addr_info"]]
+    devices(net, data0="")
+    net.box.create()
+    found = [entry["local"] for entry in net.inside()["data0"]["addr_info"]]
+    assert [address for address in found if not address.startswith("fe80:")] == before
+
+
 def test_names_may_change_places(net: Network) -> None:
     net.veth("one", "192.0.2.1/24")
     net.veth("two", "192.0.2.2/24")

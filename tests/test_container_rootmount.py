@@ -85,6 +85,43 @@ def test_it_has_its_mounts_in_the_runtimes_namespace(shared: Shared) -> None:
     shared.clean()
 
 
+def test_every_namespace_is_the_runtimes(shared: Shared) -> None:
+    """What runtime-tools' linux_ns_itype asks for."""
+    shared.box.linux["namespaces"] = []
+    shared.box.config.pop("hostname")
+    pid = shared.box.start()
+    for kind in ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"):
+        assert os.readlink(f"/proc/{pid}/ns/{kind}") == os.readlink(f"/proc/{shared.first}/ns/{kind}"), kind
+    shared.box.ok("delete", "--force", shared.box.id)
+    shared.clean()
+
+
+def test_a_terminal_is_taken_down_too(shared: Shared) -> None:
+    """Its console is a mount."""
+    mounts = shared.box.config["mounts"]
+    shared.box.config["mounts"] = [entry for entry in mounts if entry["destination"] == "/dev/pts"]
+    (shared.box.rootfs / "dev/pts").mkdir()
+    for name in ("maskedPaths", "readonlyPaths"):
+        shared.box.linux.pop(name, None)
+    shared.box.process["terminal"] = True
+    shared.box.run("tty; test -c /dev/console")
+    # its devices are the image's, because nothing was mounted on /dev
+    for path in (shared.box.rootfs / "dev").iterdir():
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+
+
+def test_a_root_behind_a_link(shared: Shared) -> None:
+    (shared.box.bundle / "link").symlink_to("rootfs")
+    shared.box.config["root"]["path"] = "link"
+    shared.box.start()
+    assert "/proc" in shared.inside()
+    shared.box.ok("delete", "--force", shared.box.id)
+    shared.clean()
+
+
 def test_run_takes_them_down(shared: Shared) -> None:
     assert shared.box.run("cat /proc/self/comm").strip() == "cat"
     shared.clean()

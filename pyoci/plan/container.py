@@ -139,7 +139,11 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         from pyoci.plan.root_mount import mounts_in_root
 
         attached = mounts_in_root(spec)
-    root = _open_root(spec, options, own_mounts or attached)
+    root = _open_root(spec, options, own_mounts)
+    if attached:
+        from pyoci.plan.root_mount import open_root
+
+        root = open_root(root_path(spec, options.bundle).encode())
     sources = [*root, *mount_plan.sources, *device_plan.sources]
     if options.notify:
         from pyoci.plan import readiness
@@ -247,9 +251,9 @@ def write_file(directory: int | Ref, path: bytes, text: str, origin: str) -> lis
     ]
 
 
-def _open_root(spec: Spec, options: PlanOptions, mounted: bool) -> list[Op]:
+def _open_root(spec: Spec, options: PlanOptions, own_mounts: bool) -> list[Op]:
     path = root_path(spec, options.bundle).encode()
-    if not mounted:
+    if not own_mounts:
         # no mount namespace, and nothing to mount: the root is where it is
         return [Op("openat", (k.AT_FDCWD, path, HANDLE | k.O_DIRECTORY), "/root/path", "rootfs")]
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE
