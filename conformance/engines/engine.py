@@ -67,8 +67,11 @@ class Engine:
     def check(self) -> dict[str, str]:
         """What each check that fails came to."""
         failed: dict[str, str] = {}
-        for name, command, pattern in self.table:
+        for name, command, expected in self.table:
             said = self.ask(command.format(**self.words))
+            pattern = expected
+            for word in ("handler", "runtime"):
+                pattern = pattern.replace(f"{{{word}}}", re.escape(self.words.get(word, "")))
             if not re.search(pattern, said):
                 failed[name] = said[:600]
         return failed

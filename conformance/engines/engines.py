@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cri import Cri, tools
 from daemons import Containerd, Docker
 from engine import Engine
 from podman import Buildah, Podman
@@ -29,7 +31,7 @@ from podman import Buildah, Podman
 INSIDE = "PYOCI_ENGINES_INSIDE"
 UNIFIED = Path("/sys/fs/cgroup/unified")
 
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Podman, Buildah, Docker, Containerd)}
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Podman, Buildah, Docker, Containerd, Cri)}
 
 
 def make_image(folder: Path) -> Path:
@@ -59,6 +61,12 @@ def isolate() -> None:
         os.execvp("unshare", ["unshare", "-m", "-n", "--propagation", "private", sys.executable, *sys.argv])
     if UNIFIED.is_mount():
         subprocess.run(["umount", str(UNIFIED)], check=True)
+    # one that is alive but mounted nowhere, left by somebody else, makes containerd give up on all statistics
+    alive = {line.split(":")[1] for line in Path("/proc/self/cgroup").read_text().splitlines()} - {""}
+    mounted = Path("/proc/self/mountinfo").read_text()
+    for name in alive:
+        if not re.search(rf" - cgroup \S+ (\S+,)?{re.escape(name)}(,|$)", mounted, re.MULTILINE):
+            subprocess.run(["mount", "-t", "cgroup", "-o", name, "cgroup", "/mnt"], check=False)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
 
 
@@ -69,6 +77,8 @@ def run(names: list[str], runtimes: dict[str, str], folder: Path) -> dict[str, A
     for name in names:
         kind = ENGINES[name]
         missing = [program for program in kind.needs if shutil.which(program) is None]
+        if kind is Cri and not missing and tools() is None:
+            missing = ["crictl, and Go to build it with"]
         for label, path in runtimes.items():
             result: dict[str, Any] = {}
             if missing:

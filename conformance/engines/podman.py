@@ -87,6 +87,7 @@ class Podman(Engine):
     def stop(self) -> None:
         engine = self.words["engine"]
         self.ask(f"{engine} pod rm -af -t 0; {engine} rm -af -t 0; {engine} rmi -af")
+        self.ask("rmdir /sys/fs/cgroup/*/pyoci-parent/conmon; rmdir /sys/fs/cgroup/*/pyoci-parent")
 
 
 class Buildah(Engine):
