@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -129,6 +130,41 @@ def test_huge_pages(group: Group) -> None:
     needs(group, "hugetlb")
     group.create(Resources(hugepage_limits=(HugepageLimit("2MB", 4 << 20),)))
     assert group.read("", "hugetlb.2MB.rsvd.max") == str(4 << 20)
+
+
+RESERVE = """
+import mmap
+kept = []
+try:
+    for _ in range(4):
+        kept.append(mmap.mmap(-1, 2 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000))  # MAP_HUGETLB
+except OSError as error:
+    print(len(kept), error.errno)
+else:
+    print(len(kept))
+"""
+
+
+def test_huge_pages_that_are_reserved_bite(group: Group) -> None:
+    """Not at the first touch, with SIGBUS, but when they are asked for."""
+    needs(group, "hugetlb")
+    total = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    before = total.read_text()
+    total.write_text("8")
+    try:
+        if int(total.read_text()) < 4:
+            pytest.skip("no memory for huge pages")
+        group.create(Resources(hugepage_limits=(HugepageLimit("2MB", 4 << 20),)))
+        assert group.run(RESERVE).split() == ["2", str(errno.ENOMEM)]
+    finally:
+        total.write_text(before)
+
+
+def test_rdma(group: Group) -> None:
+    """No such device here: the kernel's own refusal, with the device's name."""
+    needs(group, "rdma")
+    with pytest.raises(AssertionError, match=r"rdma\.max.*nosuch0 hca_handle=3"):
+        group.create(Resources(rdma={"nosuch0": {"hcaHandles": 3}}))
 
 
 def block_device() -> tuple[int, int]:

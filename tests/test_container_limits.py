@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,48 @@ def test_device_rules_replace_those_of_a_container_before(box: Box) -> None:  # 
         layout("rmdir", str(cgroup))
 
 
+@pytest.mark.parametrize("change", ["", "read-only", "without a cgroup namespace", "another user"])
+def test_the_cgroup_belongs_to_the_containers_root(box: Box, change: str) -> None:  # noqa: F811
+    """config-linux.md#cgroup-ownership: so that it can make cgroups in its own, and only if all is as it says there."""
+    layout = Layout(box, V2_ALONE)
+    box.namespace("user")
+    box.linux["uidMappings"] = box.linux["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 1000}]
+    for path in (box.folder, *box.folder.parents):
+        if path.stat().st_mode & 0o005 != 0o005:
+            path.chmod(path.stat().st_mode | 0o055)
+    box.config["mounts"] = [entry for entry in box.config["mounts"] if entry["type"] != "cgroup"]
+    box.mount("/sys/fs/cgroup", "cgroup", "cgroup", *(["ro"] if change == "read-only" else []))
+    box.without("cgroup")
+    if change != "without a cgroup namespace":
+        box.namespace("cgroup")
+    if change == "another user":
+        box.process["user"] = {"uid": 7, "gid": 7}
+    script = (
+        f"cd /sys/fs/cgroup/{box.id} 2>/dev/null || cd /sys/fs/cgroup; mkdir own 2>/dev/null &&"
+        " echo $$ >own/cgroup.procs 2>/dev/null && grep -c . own/cgroup.procs;"
+        " stat -c %u . cgroup.procs cgroup.freeze"
+    )
+    delegated = Path("/sys/kernel/cgroup/delegate").read_text().split()
+    assert "cgroup.procs" in delegated and "cgroup.freeze" not in delegated
+    shown = layout.run(script).split()
+    nobody = "65534"
+    if change == "":
+        assert shown[0] in ("1", "2")  # the shell, and perhaps grep
+        assert shown[1:] == ["0", "0", nobody]
+    elif change == "another user":
+        # the container's process is another user: the cgroup is that user's
+        assert shown[1:] == ["7", "7", nobody]
+    else:
+        assert shown == [nobody] * 3
+
+
 def test_device_rules_after_updates(box: Box) -> None:  # noqa: F811
     """An engine's update has the whole of /linux/resources, twice: the list bites as before."""
     layout = Layout(box, V2_ALONE)
     box.linux["resources"]["devices"] = [{"allow": False, "access": "rwm"}, device("c", 1, 5, allow=False)]
     box.process["args"] = ["sleep", "100"]
     box.write()
-    pyoci = " ".join(box.command())
+    pyoci = shlex.join(box.command())
     update = json.dumps({"devices": [{"allow": True, "access": "rwm"}], "unified": {"cgroup.max.depth": "3"}})
     script = f"""
         {pyoci} run --detach --bundle {box.bundle} {box.id} </dev/null >/dev/null 2>&1 || exit 98
@@ -136,7 +172,7 @@ def test_the_network_controllers_of_v1(box: Box) -> None:  # noqa: F811
     box.linux["resources"] = {"network": network}
     box.process["args"] = ["sleep", "100"]
     box.write()
-    pyoci = " ".join(box.command())
+    pyoci = shlex.join(box.command())
     script = f"""
         {pyoci} create --bundle {box.bundle} {box.id} </dev/null >/dev/null 2>&1 || exit 98
         cat /sys/fs/cgroup/net_cls/{box.id}/net_cls.classid

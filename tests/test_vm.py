@@ -75,7 +75,7 @@ def test_selinux(vm: Run) -> None:
 def test_limits_of_v2(vm: Run) -> None:
     """The tests of v2's limits, which skip themselves on a machine whose controllers v1 has."""
     pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = vm(*pytest_there, "tests/test_cgroup_v2.py", timeout=900)
+    done = vm(*pytest_there, "tests/test_cgroup_v2.py", "tests/test_container_limits.py", timeout=900)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
