@@ -99,3 +99,21 @@ def test_environment_of_hooks(box: Box) -> None:
     box.create()
     assert Path(f"{where}0").read_bytes() == b""
     assert sorted(Path(f"{where}1").read_bytes().split(b"\0")) == [b"", b"A=1", b"B="]
+
+
+def test_listener_that_nobody_needs(box: Box) -> None:
+    """config-linux.md#seccomp: listenerPath is ignored without SCMP_ACT_NOTIFY, so nobody has to listen there."""
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": str(box.folder / "nobody.sock"),
+                            "syscalls": [{"names": ["getcwd"], "action": "SCMP_ACT_ERRNO"}]}  # fmt: skip
+    assert box.run("grep Seccomp: /proc/self/status").split() == ["Seccomp:", "2"]
+
+
+@v1
+def test_kernel_memory_of_v1(box: Box) -> None:
+    """Linux limits the kernel's memory no more: it takes the value for nothing, or refuses it, and we say so."""
+    box.linux.setdefault("resources", {})["memory"] = {"limit": 64 << 20, "kernel": 16 << 20}
+    box.process["args"] = ["cat", "/proc/self/cgroup"]
+    box.write()
+    done = box("run", "--bundle", str(box.bundle), box.id)
+    assert done.returncode == 0 or "/linux/resources/memory/kernel" in done.stderr
+    assert (done.returncode == 0) == (":memory:" in done.stdout)

@@ -97,6 +97,9 @@ ERRORS: dict[str, tuple[str, str, Change]] = {
         "/mounts", "", lambda box: box.mount("/x", "no-such-fs", "none")),
     "ociVersion": ("/ociVersion", "is not a SemVer", put("/ociVersion", "invalid")),
     "ociVersion of another major version": ("/ociVersion", "not supported", put("/ociVersion", "2.0.0")),
+    "root is missing": ("/root", "required", lambda box: box.config.pop("root")),
+    "leaf weights, which Linux has no more": ("/linux/resources/blockIO/leafWeight", "5.0", put(
+        "/linux/resources/blockIO", {"leafWeight": 100})),
     "root.path is not there": ("/root/path", "", put("/root/path", "nowhere")),
     "root.path is no directory": ("/root/path", "", put("/root/path", "config.json")),
     "rlimit that is unknown": ("/process/rlimits/0/type", "RLIMIT_TEST", put(
