@@ -80,8 +80,9 @@ CRI: tuple[Check, ...] = (
      r"^rc=0 137 OOMKilled"),
     ("one without a program", "{crictl} create {pod} {folder}/nothing.json {folder}/pod.json >{folder}/c"
      " && {crictl} start {it}", r"^rc=1 .*executable file not found"),
+    ("a parent that is a slice", "{crictl} runp --runtime {handler} {folder}/sliced.json", r"^rc=0 \w+$"),
     ("the pod stops", "{crictl} stopp {pod}", r"^rc=0 Stopped sandbox"),
-    ("and goes", "{crictl} rmp {pod} && {crictl} pods -q", r"^rc=0 Removed sandbox \w+$"),
+    ("and goes", "{crictl} rmp {pod} && {crictl} pods --name ^pod$ -q", r"^rc=0 Removed sandbox \w+$"),
 )  # fmt: skip
 
 
@@ -162,6 +163,8 @@ class Cri(Engine):
             "log_directory": f"{folder}/logs",
             "linux": {"cgroup_parent": f"/pyoci-cri-{handler}", "security_context": {}},
         }
+        named = {"name": "sliced", "namespace": "default", "uid": "u2", "attempt": 1}
+        sliced = {**pod, "metadata": named, "linux": {"cgroup_parent": "pyoci-cri.slice"}}
         resources = {"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50000, "cpu_period": 100000}
         user = {"run_as_user": {"value": 1000}, "run_as_group": {"value": 1001}, "supplemental_groups": [1002]}
         security = {**user, "readonly_rootfs": True, "seccomp": {"profile_type": 0}, "no_new_privs": True}
@@ -177,7 +180,8 @@ class Cri(Engine):
         eat = ["/bin/sh", "-c", "x=x; while :; do x=$x$x; done"]
         eater = {**container, "metadata": {"name": "eater"}, "command": eat, "log_path": "eater.log"}
         nothing = {**container, "metadata": {"name": "nothing"}, "command": ["nonexistent"], "log_path": "nothing.log"}
-        for name, document in (("pod", pod), ("container", container), ("eater", eater), ("nothing", nothing)):
+        documents = {"pod": pod, "sliced": sliced, "container": container, "eater": eater, "nothing": nothing}
+        for name, document in documents.items():
             (folder / f"{name}.json").write_text(json.dumps(document))
         shutil.copy(folder / "pod.json", folder / "given" / "pod.json")
 

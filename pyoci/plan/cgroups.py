@@ -122,13 +122,11 @@ def version_of(text: str) -> tuple[int, int]:
 
 
 def _checked(written: str, id: str) -> str:
-    """The path below a base, without slashes around it."""
-    if not written.startswith("/") and written.count(":") == 2:
-        message = (
-            f"{written!r} has the form slice:prefix:name, which is for --systemd-cgroup; without that option it is a"
-            " path such as /parent/name"
-        )
-        raise ConfigError([Problem(PATH, message, PATH_CLAUSE)])
+    """The path below a base, without slashes around it.
+
+    slice:prefix:name is a name like any other: containerd writes it for every pod whose parent ends in .slice, whether
+    or not it then asks for --systemd-cgroup, and runc takes it.
+    """
     parts = [part for part in written.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in written or "\n" in written:
         raise ConfigError([Problem(PATH, f"{written!r} must not have '..', NUL or a line break in it", PATH_CLAUSE)])
