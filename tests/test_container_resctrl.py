@@ -6,6 +6,7 @@ is the kernel's doing (Documentation/filesystems/resctrl.rst).
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -223,3 +224,12 @@ def test_without_resctrl(box: Box) -> None:  # noqa: F811
         pytest.skip("this machine has resctrl")
     box.linux["intelRdt"] = {}
     assert "/linux/intelRdt: no resctrl file system is mounted" in box.refused()
+
+
+def test_events_show_the_group(rdt: Rdt) -> None:
+    rdt.asked(l3CacheSchema="L3:0=f;1=ff")
+    rdt.box.start()
+    shown = json.loads(rdt.box.ok("events", "--stats", rdt.box.id))["data"]["intel_rdt"]
+    assert shown["l3_cache_schema_root"] == "L3:0=7ff;1=7ff"
+    assert shown["l3_cache_schema"].replace("00f", "f").replace("0ff", "ff") == "L3:0=f;1=ff"
+    assert shown["mem_bw_info"] == {"bandwidth_gran": 10}

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from containers import CGROUPS, Box, box, needed, until  # noqa: F401 - a fixture
 
+from pyoci import resctrl_stats
 from pyoci.cgroup import oom
 from pyoci.cgroup.stats import block_io_table, io_stat, numbers, stats
 from pyoci.commands.events import seconds
@@ -47,7 +48,7 @@ def group(box: Box, controller: str) -> Path:  # noqa: F811
 def test_processor_time(box: Box) -> None:  # noqa: F811
     box.linux["resources"]["cpu"] = {"quota": 20000, "period": 50000}
     box.start(SPIN)
-    until(lambda: data(box)["cpu"]["throttling"].get("throttledPeriods", 0) > 1)
+    until(lambda: data(box)["cpu"]["throttling"].get("throttledTime", 0) > 1_000_000)
     kernel = group(box, "cpuacct") / ("cpu.stat" if V2 else "cpuacct.usage")
 
     def used() -> int:
@@ -153,6 +154,8 @@ class Follower:
         words = box.command("events", *flags, box.id)
         self.child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         box.others.append(self.child)
+        # the watch is there when it sleeps in poll(2)
+        until(lambda: b"poll" in Path(f"/proc/{self.child.pid}/wchan").read_bytes())
 
     def line(self) -> dict[str, Any]:
         assert self.child.stdout is not None
@@ -198,8 +201,6 @@ def test_statistics_come_at_intervals_until_the_end(box: Box) -> None:  # noqa: 
 def test_memory_that_runs_out_is_told(box: Box) -> None:  # noqa: F811
     eats(box)
     follower = Follower(box, "--interval", "1h")
-    # the watch is there when it sleeps in poll(2)
-    until(lambda: b"poll" in Path(f"/proc/{follower.child.pid}/wchan").read_bytes())
     for _ in range(2):
         done = box("exec", box.id, "sh", "-c", EAT)
         assert (done.returncode, done.stdout) == (137, "")
@@ -216,7 +217,6 @@ def test_the_death_of_the_first_process_for_want_of_memory_is_told(box: Box) -> 
     os.mkfifo(fifo)
     box.start(f"cat /tmp/go; {EAT}")
     follower = Follower(box, "--interval", "1h")
-    until(lambda: b"poll" in Path(f"/proc/{follower.child.pid}/wchan").read_bytes())
     fifo.write_text("now\n")
     events = follower.rest()
     assert events and all(event == {"type": "oom", "id": box.id} for event in events)
@@ -315,3 +315,36 @@ def test_without_any_cgroup() -> None:
     shown = stats({})
     assert shown["pids"] == {} and shown["memory"]["usage"] == {"limit": 0, "failcnt": 0}
     assert oom.watch({}) is None
+
+
+def test_intel_rdt(tmp_path: Path) -> None:
+    """A tree as the kernel's documentation has it, with a monitoring group in the container's."""
+    files = {
+        "info/L3/cbm_mask": "7ff", "info/L3/min_cbm_bits": "1", "info/L3/num_closids": "16",
+        "info/MB/bandwidth_gran": "10", "info/MB/delay_linear": "1", "info/MB/min_bandwidth": "10",
+        "info/MB/num_closids": "8", "schemata": "    MB:0=100;1=100\n    L3:0=7ff;1=7ff",
+        "own/schemata": "    MB:0= 20;1=100\n    L3:0=00f;1=7ff",
+        "own/mon_groups/c/mon_data/mon_L3_00/llc_occupancy": "4096",
+        "own/mon_groups/c/mon_data/mon_L3_00/mbm_total_bytes": "70",
+        "own/mon_groups/c/mon_data/mon_L3_00/mbm_local_bytes": "60",
+        "own/mon_groups/c/mon_data/mon_L3_01/llc_occupancy": "Unavailable",
+        "own/mon_groups/c/mon_data/mon_L3_01/mbm_total_bytes": "7",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    own = str(tmp_path / "own")
+    assert resctrl_stats.stats({own: "made", f"{own}/mon_groups/c": "made"}) == {
+        "l3_cache_info": {"cbm_mask": "7ff", "min_cbm_bits": 1, "num_closids": 16},
+        "l3_cache_schema_root": "L3:0=7ff;1=7ff",
+        "l3_cache_schema": "L3:0=00f;1=7ff",
+        "mem_bw_info": {"bandwidth_gran": 10, "delay_linear": 1, "min_bandwidth": 10, "num_closids": 8},
+        "mem_bw_schema_root": "MB:0=100;1=100",
+        "mem_bw_schema": "MB:0= 20;1=100",
+        "mbm_stats": [
+            {"mbm_total_bytes": 70, "mbm_local_bytes": 60},
+            {"mbm_total_bytes": 7, "mbm_local_bytes": 0},
+        ],
+        "cmt_stats": [{"llc_occupancy": 4096}, {"llc_occupancy": 0}],
+    }
+    assert resctrl_stats.stats({}) == {}

@@ -64,7 +64,11 @@ def run(settings: Globals, options: Parsed) -> int:
 def _line(state: State, kind: str) -> str:
     event: dict[str, object] = {"type": kind, "id": state.id}
     if kind == "stats":
-        event["data"] = stats(state.cgroup_paths)
+        data = event["data"] = stats(state.cgroup_paths)
+        if state.resctrl:
+            from pyoci import resctrl_stats
+
+            data["intel_rdt"] = resctrl_stats.stats(state.resctrl)
     return dumps(event) + "\n"
 
 
