@@ -62,15 +62,28 @@ _CREATE: tuple[Flag, ...] = (
     _PRESERVE,
     _SUBREAPER,
 )
+_IMAGES: tuple[Flag, ...] = (
+    ("image-path", "", "text", "DIR", "where CRIU's images are (./checkpoint)"),
+    ("work-path", "", "text", "DIR", "where CRIU works and writes its log (the images' directory)"),
+    ("tcp-established", "", "bool", "", "with open TCP connections"),
+    ("tcp-close", "", "bool", "", "with open TCP connections, closed by restore"),
+    ("ext-unix-sk", "", "bool", "", "with UNIX sockets whose other end is outside"),
+    ("shell-job", "", "bool", "", "with a session or a terminal of a shell outside"),
+    ("file-locks", "", "bool", "", "with file locks"),
+    ("manage-cgroups-mode", "", "text", "MODE", "soft (which is the default), full, strict, props, none or ignore"),
+    ("empty-ns", "", "list", "network", "leave a namespace's content out, for hooks to make"),
+    ("auto-dedup", "", "bool", "", "free memory images as they are used or replaced"),
+    ("lazy-pages", "", "bool", "", "leave memory where it is until somebody needs it (userfaultfd)"),
+    ("link-remap", "", "bool", "", "give unlinked files that are open a name meanwhile"),
+    ("network-lock", "", "text", "HOW", "iptables, nftables or skip: how packets are held back meanwhile"),
+    ("status-fd", "", "text", "FD", "CRIU writes a zero byte there once lazy pages can be asked for"),
+)
+# fmt: off
 COMMANDS: dict[str, Command] = {
     "create": ("ID", 1, 1, False, "make a container from a bundle, ready to start", _CREATE),
     "start": ("ID", 1, 1, False, "run the program of a created container", ()),
     "run": (
-        "ID",
-        1,
-        1,
-        False,
-        "create and start a container, wait for its end and delete it",
+        "ID", 1, 1, False, "create and start a container, wait for its end and delete it",
         (
             *_CREATE,
             _DETACH,
@@ -78,11 +91,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "exec": (
-        "ID [COMMAND [ARG...]]",
-        1,
-        -1,
-        True,
-        "run another process in a container",
+        "ID [COMMAND [ARG...]]", 1, -1, True, "run another process in a container",
         (
             ("process", "p", "text", "FILE", "process.json: all about the process, instead of COMMAND"),
             ("tty", "t", "bool", "", "give it a terminal"),
@@ -111,46 +120,26 @@ COMMANDS: dict[str, Command] = {
     ),
     "state": ("ID", 1, 1, False, "show a container's state as JSON", ()),
     "kill": (
-        "ID [SIGNAL]",
-        1,
-        2,
-        False,
-        "send a signal (TERM) to a container's first process",
+        "ID [SIGNAL]", 1, 2, False, "send a signal (TERM) to a container's first process",
         (("all", "a", "bool", "", "to all of its processes; no error if it has stopped"), _REGEX),
     ),
     "delete": (
-        "ID",
-        1,
-        1,
-        False,
-        "remove a stopped container and all that create made for it",
+        "ID", 1, 1, False, "remove a stopped container and all that create made for it",
         (("force", "f", "bool", "", "kill it first if it runs; no error if there is none"), _REGEX),
     ),
     "list": (
-        "",
-        0,
-        0,
-        False,
-        "show all containers",
+        "", 0, 0, False, "show all containers",
         (
             ("format", "f", "text", "table|json", "how (table)"),
             ("quiet", "q", "bool", "", "only the IDs"),
         ),
     ),
     "ps": (
-        "ID [PS OPTION...]",
-        1,
-        -1,
-        True,
-        "show a container's processes",
+        "ID [PS OPTION...]", 1, -1, True, "show a container's processes",
         (("format", "f", "text", "table|json", "output of ps(1), or the pids (table)"),),
     ),
     "update": (
-        "ID",
-        1,
-        1,
-        False,
-        "change the limits of a container",
+        "ID", 1, 1, False, "change the limits of a container",
         (
             ("resources", "r", "text", "FILE|-", "JSON of /linux/resources, or a part; other flags have no say"),
             ("memory", "", "text", "BYTES", "memory limit; units as in 512M, -1 for none"),
@@ -174,11 +163,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "events": (
-        "ID",
-        1,
-        1,
-        False,
-        "show what a container uses, and when it runs out of memory, as lines of JSON",
+        "ID", 1, 1, False, "show what a container uses, and when it runs out of memory, as lines of JSON",
         (
             ("interval", "", "text", "DURATION", "time between two statistics (5s)"),
             ("stats", "", "bool", "", "show them once, now"),
@@ -192,14 +177,36 @@ COMMANDS: dict[str, Command] = {
         "add mounts (JSON as /mounts of config.json) to a running container, remove or show them",
         (),
     ),
+    "checkpoint": (
+        "ID", 1, 1, False, "write a running container to files, and delete it (CRIU)",
+        (
+            *_IMAGES,
+            ("parent-path", "", "text", "DIR", "images of an earlier --pre-dump, relative to --image-path"),
+            ("leave-running", "", "bool", "", "do not end it"),
+            ("pre-dump", "", "bool", "", "write its memory only, and let it run on"),
+            ("page-server", "", "text", "ADDRESS:PORT", "send memory to this page server"),
+            ("tcp-skip-in-flight", "", "bool", "", "without TCP connections that are not established yet"),
+        ),
+    ),
+    "restore": (
+        "ID", 1, 1, False, "make a container of the files that checkpoint wrote (CRIU)",
+        (
+            *_IMAGES,
+            _BUNDLE,
+            _CONSOLE,
+            _DETACH,
+            _PID_FILE,
+            ("keep", "", "bool", "", "do not delete the container when it ends"),
+            ("no-pivot", "", "bool", "", "accepted for compatibility: CRIU makes the root"),
+            _SUBREAPER,
+            ("lsm-profile", "", "text", "TYPE:NAME", "another AppArmor profile or SELinux label than in the images"),
+            ("lsm-mount-context", "", "text", "CONTEXT", "another SELinux context of mounts than in the images"),
+        ),
+    ),
     "pause": ("ID", 1, 1, False, "freeze a container's processes", ()),
     "resume": ("ID", 1, 1, False, "let a paused container go on", ()),
     "spec": (
-        "",
-        0,
-        0,
-        False,
-        "write a config.json to start from",
+        "", 0, 0, False, "write a config.json to start from",
         (
             ("bundle", "b", "text", "DIR", "where (the working directory)"),
             ("file", "f", "text", "FILE", "its name (config.json); relative to the bundle"),
@@ -207,11 +214,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "validate": (
-        "[BUNDLE|FILE]",
-        0,
-        1,
-        False,
-        "show everything that is wrong with a config.json, and where",
+        "[BUNDLE|FILE]", 0, 1, False, "show everything that is wrong with a config.json, and where",
         (
             ("strict", "", "bool", "", "unknown names are errors, too"),
             ("host", "", "bool", "", "also show what this host cannot do"),
@@ -220,11 +223,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "features": ("", 0, 0, False, "show what this runtime can do, as JSON for engines", ()),
     "plan": (
-        "",
-        0,
-        0,
-        False,
-        "show the kernel calls that would make a container, and make none",
+        "", 0, 0, False, "show the kernel calls that would make a container, and make none",
         (
             _BUNDLE,
             ("host", "", "text", "FILE", "plan for the host described there instead of this one"),
@@ -233,6 +232,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
 }
+# fmt: on
 TRUE = ("1", "t", "T", "true", "TRUE", "True")
 FALSE = ("0", "f", "F", "false", "FALSE", "False")
 

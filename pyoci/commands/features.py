@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 OCI_VERSION_MIN = "1.0.0"
 # Annotations that change what is done on the host, for engines that take annotations from others (features.md).
-UNSAFE = ("org.systemd.property.",)
+UNSAFE = ("org.systemd.property.", "org.criu.config")
 
 
 def document() -> dict[str, object]:
@@ -31,7 +31,7 @@ def document() -> dict[str, object]:
     resources = {name for name, _ in unsupported.RESOURCES}
     idmap = "idmap" not in unsupported.MOUNT_OPTIONS
     options = [*KNOWN, *(name for name in ("idmap", "ridmap") if name not in unsupported.MOUNT_OPTIONS)]
-    annotations = {"org.pyoci.version": VERSION}
+    annotations = {"org.pyoci.version": VERSION, "org.opencontainers.runc.checkpoint.enabled": "true"}
     version = libseccomp()
     if version:
         annotations["io.github.seccomp.libseccomp.version"] = version

@@ -1,0 +1,252 @@
+"""checkpoint: a container's processes, memory and all, written to a directory of files by CRIU."""
+
+from __future__ import annotations
+
+import fcntl
+import posix
+import select
+
+from pyoci.criu import external, rpc, service
+from pyoci.errors import PyociError, WrongState
+from pyoci.spec.load import load
+from pyoci.state import Store, open_init, status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.spec.types import Spec
+    from pyoci.state import State
+
+# names of namespaces that are not the container's own, as runc has them in its images
+NETWORK, PIDS = "extRootNetNS", "extRootPidNS"
+CLONE_NEWNET = 0x40000000
+DESCRIPTORS = "descriptors.json"
+RPC, STATUS = 3, 4
+PATIENCE = 10_000  # milliseconds for processes that CRIU has killed to end
+
+
+class CheckpointOptions:
+    """What checkpoint and restore have in common.  Paths are absolute, "" when not given; texts are as in criu(8).
+
+    status_fd  the caller's descriptor that CRIU writes to once lazy pages can be asked for, or -1
+    """
+
+    __slots__ = (
+        "auto_dedup", "cgroups_mode", "empty_network", "ext_unix_sk", "file_locks", "image_path", "lazy_pages",
+        "leave_running", "link_remap", "network_lock", "page_server", "parent_path", "pre_dump", "shell_job",
+        "status_fd", "tcp_close", "tcp_established", "tcp_skip_in_flight", "work_path",
+    )  # fmt: skip
+
+    def __init__(self, image_path: str, work_path: str = "") -> None:
+        self.image_path = image_path
+        self.work_path = work_path
+        self.parent_path = ""
+        self.cgroups_mode = ""
+        self.network_lock = ""
+        self.page_server = ""
+        self.status_fd = -1
+        self.auto_dedup = self.empty_network = self.ext_unix_sk = self.file_locks = self.lazy_pages = False
+        self.leave_running = self.link_remap = self.pre_dump = self.shell_job = False
+        self.tcp_close = self.tcp_established = self.tcp_skip_in_flight = False
+
+
+def common(options: CheckpointOptions, spec: Spec, image: int, log: str) -> list[tuple[str, rpc.Value]]:
+    """The fields that dump and restore share; `image` is a descriptor that CRIU opens again through /proc."""
+    fields: list[tuple[str, rpc.Value]] = [
+        ("images_dir_fd", image),
+        ("log_level", service.LOG_LEVEL),
+        ("log_file", log),
+        ("notify_scripts", True),
+        ("orphan_pts_master", True),
+        ("ext_unix_sk", options.ext_unix_sk),
+        ("tcp_established", options.tcp_established),
+        ("shell_job", options.shell_job),
+        ("file_locks", options.file_locks),
+        ("auto_dedup", options.auto_dedup),
+        ("lazy_pages", options.lazy_pages),
+    ]
+    if options.cgroups_mode == "ignore":
+        fields.append(("manage_cgroups", False))
+    else:
+        fields.append(("manage_cgroups", True))
+    fields.append(("manage_cgroups_mode", rpc.CGROUP_MODES[options.cgroups_mode or "soft"]))
+    if options.empty_network:
+        fields.append(("empty_ns", CLONE_NEWNET))
+    for name in ("link_remap", "tcp_skip_in_flight", "tcp_close"):
+        if getattr(options, name):
+            fields.append((name, True))
+    if options.network_lock:
+        fields.append(("network_lock", rpc.NETWORK_LOCKS[options.network_lock]))
+    config = config_file(spec)
+    if config:
+        fields.append(("config_file", config))
+    return fields
+
+
+def config_file(spec: Spec) -> str:
+    """CRIU's own configuration: the annotation org.criu.config, which may be empty for none; else this machine's."""
+    if "org.criu.config" in spec.annotations:
+        return spec.annotations["org.criu.config"]
+    for path in ("/etc/criu/pyoci.conf", "/etc/criu/runc.conf"):
+        if posix.access(path, posix.F_OK):
+            return path
+    return ""
+
+
+def checkpoint(root: str, container_id: str, options: CheckpointOptions) -> None:
+    """Write the container's images; unless it is left running, the container is deleted, as by other runtimes."""
+    if posix.geteuid() != 0:
+        raise PyociError("checkpoint: CRIU needs root's rights")
+    with Store.open(root, container_id) as store:
+        store.lock()
+        state = store.load()
+        found = status(store, state)
+        if found not in ("running", "paused"):
+            raise WrongState(f"container {container_id!r}: cannot checkpoint a container that is {found}: not running")
+        spec = load(store.read("config.json"), checked=True)
+        check(spec)
+        pidfd = open_init(state)
+        if pidfd is None:
+            raise WrongState(f"container {container_id!r}: container not running")
+        try:
+            _dump(state, spec, options)
+            if options.leave_running or options.pre_dump:
+                return
+            _wait(state, pidfd, found == "paused")
+        finally:
+            posix.close(pidfd)
+        from pyoci.container.teardown import dismantle
+
+        dismantle(store, state)
+
+
+def check(spec: Spec) -> None:
+    """What CRIU could write and nobody could make again."""
+    mount = next((entry for entry in spec.linux.namespaces if entry.type == "mount"), None)
+    if mount is None or mount.path:
+        raise PyociError("/linux/namespaces: a container is checkpointed with a mount namespace of its own only")
+
+
+def _dump(state: State, spec: Spec, options: CheckpointOptions) -> None:
+    program = service.find()
+    image = service.directory(options.image_path, "--image-path")
+    work = service.directory(options.work_path or options.image_path, "--work-path")
+    try:
+        criu = service.Service(work, "dump.log", options.work_path or options.image_path)
+        try:
+            fields = common(options, spec, image, "dump.log")
+            fields += [("pid", state.pid), ("work_dir_fd", work), ("leave_running", options.leave_running)]
+            fields += _external(state, spec)
+            # Of other hierarchies it would take all that there is, other containers' included, and restore would make
+            # that again below this one's.
+            names = dict.fromkeys(name.removeprefix("name=") for name in state.cgroup_paths)
+            fields += [("cgroup_dump_controller", name) for name in names if name]
+            if options.parent_path:
+                fields.append(("parent_img", options.parent_path))
+            if options.parent_path or options.pre_dump:
+                fields.append(("track_mem", True))
+            if options.page_server:
+                fields.append(("ps", _page_server(options.page_server)))
+            if options.status_fd >= 0:
+                fields.append(("status_fd", STATUS))
+            cgroup = state.cgroup_paths.get("freezer") or state.cgroup_paths.get("")
+            if cgroup:
+                fields.append(("freeze_cgroup", cgroup))
+            kept, outside = external.stdio(state.pid)
+            fields += [("external", key) for key in outside]
+            if not options.pre_dump:
+                _write(image, DESCRIPTORS, kept)
+            child = _spawn(program, criu, options.status_fd)
+            try:
+                criu.ask(rpc.PRE_DUMP if options.pre_dump else rpc.DUMP, fields, _notified)
+            finally:
+                criu.ours.close()
+                posix.waitpid(child, 0)
+        finally:
+            criu.close()
+    finally:
+        posix.close(work)
+        posix.close(image)
+
+
+def _notified(script: str, pid: int, descriptor: int) -> None:
+    """Nothing is to be done for a dump."""
+
+
+def _external(state: State, spec: Spec) -> list[tuple[str, rpc.Value]]:
+    fields: list[tuple[str, rpc.Value]] = []
+    for place, name in external.of_container(state.pid, spec):
+        fields.append(("ext_mnt", rpc.encode("ext_mount_map", [("key", place), ("val", name)])))
+    for entry in spec.linux.namespaces:
+        if entry.path and entry.type in ("network", "pid"):
+            kind, name = ("net", NETWORK) if entry.type == "network" else ("pid", PIDS)
+            fields.append(("external", f"{kind}[{posix.stat(f'/proc/{state.pid}/ns/{kind}').st_ino}]:{name}"))
+    return fields
+
+
+def _page_server(text: str) -> bytes:
+    address, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or not 0 < int(port) < 65536 or not address:
+        raise PyociError(f"--page-server {text!r}: use --page-server ADDRESS:PORT")
+    return rpc.encode("criu_page_server_info", [("address", address.strip("[]")), ("port", int(port))])
+
+
+def _write(folder: int, name: str, value: object) -> None:
+    from pyoci.jsontext import dumps
+    from pyoci.log import write_all
+
+    try:
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        fd = posix.open(name, flags, 0o600, dir_fd=folder)
+        try:
+            write_all(fd, dumps(value).encode())
+        finally:
+            posix.close(fd)
+    except OSError as error:
+        from pyoci.kernel.errnos import words
+
+        raise PyociError(f"--image-path: write {name}: {words(error.errno or 0)}") from None
+
+
+def _spawn(program: str, criu: service.Service, status_fd: int) -> int:
+    null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+    actions: list[tuple[int, ...]] = []
+    high: list[int] = []
+    wanted = {0: null, 1: criu.output, 2: criu.output, RPC: criu.theirs.fileno()}
+    if status_fd >= 0:
+        wanted[STATUS] = status_fd
+    try:
+        for number, source in wanted.items():
+            moved = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 10)
+            high.append(moved)
+            actions.append((posix.POSIX_SPAWN_DUP2, moved, number))
+        for name in posix.listdir("/proc/self/fd"):
+            descriptor = int(name)
+            try:
+                if descriptor not in wanted and posix.get_inheritable(descriptor):
+                    actions.append((posix.POSIX_SPAWN_CLOSE, descriptor))
+            except OSError:
+                pass
+        words = [b"criu", b"swrk", b"%d" % RPC]
+        return posix.posix_spawn(program, words, ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=SIGNALS)
+    except OSError as error:
+        raise PyociError(f"{program}: {error.strerror}") from None
+    finally:
+        posix.close(null)
+        for fd in high:
+            posix.close(fd)
+
+
+SIGNALS = (*range(1, 9), *range(10, 19), *range(20, 32), *range(34, 65))
+ENVIRONMENT = {b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def _wait(state: State, pidfd: int, paused: bool) -> None:
+    """CRIU has killed the processes; one that is frozen ends only once it is not."""
+    if paused:
+        from pyoci.cgroup.live import thaw
+
+        thaw(state.cgroup_paths)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(PATIENCE):
+        raise PyociError(f"container {state.id!r}: checkpointed, but its process {state.pid} has not ended")

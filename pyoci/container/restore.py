@@ -1,0 +1,293 @@
+"""restore: a container whose processes CRIU makes of the images that checkpoint wrote."""
+
+from __future__ import annotations
+
+import posix
+
+from pyoci.container.checkpoint import DESCRIPTORS, NETWORK, PIDS, check, common
+from pyoci.container.create import Blueprint, Creation, check_terminal, missing, read_config
+from pyoci.container.perform import run_container_hooks, write_pid_file
+from pyoci.criu import external, rpc, service
+from pyoci.errors import PyociError
+from pyoci.host import probe, probe_sources, source_type
+from pyoci.kernel.syscalls import numbers
+from pyoci.launch import Session, run_ops, template
+from pyoci.options import absolute, read_document
+from pyoci.plan.container import PlanOptions, root_path
+from pyoci.plan.namespaces import Namespaces
+from pyoci.plan.restoring import FDS, plan_restore
+from pyoci.program import assemble, leading
+from pyoci.spec.load import load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.container.checkpoint import CheckpointOptions
+    from pyoci.options import CreateOptions
+    from pyoci.spec.types import Spec
+
+TOP = "criu-root"  # in the state directory: where CRIU finds the container's root
+LOG = "restore.log"
+REPLACED = ("pipe:[", "socket:[", "file[", "tty[")
+
+
+def restore(options: CreateOptions, images: CheckpointOptions, lsm_profile: str, lsm_mount_context: str) -> int:
+    """Exits like the container's first process, or with 0 when detached."""
+    if posix.geteuid() != 0:
+        raise PyociError("restore: CRIU needs root's rights")
+    program = service.find()
+    blueprint = draw(options, images, program)
+    restoration = Restoration(options, blueprint, images)
+    restoration.lsm = [
+        field for field in (("lsm_profile", lsm_profile), ("lsm_mount_context", lsm_mount_context)) if field[1]
+    ]
+    restoration.build()
+    return restoration.attend()
+
+
+def draw(options: CreateOptions, images: CheckpointOptions, program: str) -> Blueprint:
+    """Read, check and plan, as create does."""
+    bundle = absolute(options.bundle)
+    data = read_config(bundle)
+    spec = load(data)
+    check(spec)
+    check_terminal(spec, options, "console" if options.console_socket else None if options.detach else "control")
+    host = probe()
+    if options.cgroup_manager == "systemd":
+        from pyoci.host import probe_systemd
+
+        probe_systemd(host, options.rootless)
+    probe_sources(host, spec, bundle)
+    root = root_path(spec, bundle)
+    if source_type(root) != "dir":
+        raise PyociError(f"/root/path: invalid rootfs: stat {root}: no such file or directory, or not a directory")
+    if source_type(images.image_path) != "dir":
+        raise PyociError(f"--image-path: stat {images.image_path}: no such file or directory, or not a directory")
+    if not posix.access(f"{images.image_path}/inventory.img", posix.F_OK):
+        raise PyociError(f"--image-path: there is no checkpoint in {images.image_path}: it has no inventory.img")
+    plan_options = PlanOptions(
+        options.id, bundle, listen=False, cgroup_manager=options.cgroup_manager, rootless=options.rootless
+    )
+    given = ["control", "rpc", "in", "out", "err"]
+    if images.status_fd >= 0:
+        given.append("status")
+    given += [name for name in ("network", "pid") if name in Namespaces(spec.linux).joined]
+    top = f"{absolute(options.root)}/{options.id}/{TOP}"
+    plan = plan_restore(spec, host, plan_options, program, top, given)
+    return Blueprint(spec, data, host, plan_options, plan, bundle, {})
+
+
+class Restoration(Creation):
+    """One restore under way: what is made, remembered and undone is as for create; CRIU takes init's place."""
+
+    __slots__ = ("images", "lsm", "master")
+
+    def __init__(self, options: CreateOptions, blueprint: Blueprint, images: CheckpointOptions) -> None:
+        self.images = images
+        self.lsm: list[tuple[str, rpc.Value]] = []
+        self.master = -1
+        super().__init__(options, blueprint, False)
+
+    def _build(self) -> Session:
+        blueprint, store, state = self.blueprint, self.store, self.state
+        plan = blueprint.plan
+        store.lock()
+        # Killed at any moment from here on, what we are about to make must be known: before it is made, as intended.
+        state.cgroup_created = missing(state.cgroup_paths)
+        if state.unit:
+            state.cgroup_created = [path for path in state.cgroup_created if path in state.cgroup_paths.values()]
+        store.save(state)
+        state.cgroup_created = []
+        store.write("config.json", blueprint.data)
+        posix.mkdir(TOP, 0o700, dir_fd=store.fd)
+        ops = plan.ops
+        first = leading(ops)
+        arch = blueprint.host.arch
+        image = assemble(ops[first:], template(), arch, numbers(arch), plan.fds, {})
+        session = self.session = Session(image, self.performer)
+        run_ops(ops[:first], self._before)
+        self._talk(session)
+        return session
+
+    def _talk(self, session: Session) -> None:
+        images, blueprint = self.images, self.blueprint
+        image = posix.open(images.image_path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        opened = [image]
+        criu = None
+        try:
+            work = service.directory(images.work_path or images.image_path, "--work-path")
+            opened.append(work)
+            criu = service.Service(work, LOG, images.work_path or images.image_path)
+            null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+            opened.append(null)
+            given = {"rpc": criu.theirs.fileno()}
+            for number, name in enumerate(("in", "out", "err")):
+                given[name] = posix.dup(number)
+                opened.append(given[name])
+            if images.status_fd >= 0:
+                given["status"] = images.status_fd
+            joined = Namespaces(blueprint.spec.linux).joined
+            for name in ("network", "pid"):
+                if name in joined:
+                    given[name] = self._namespace(name, *joined[name])
+                    opened.append(given[name])
+            session.spawn(blueprint.host.kernel, FDS, given, (null, criu.output, criu.output))
+            session.play()
+            # CRIU mounts things below its working directory, so that has to be one of its mount namespace
+            theirs = posix.open(
+                f"/proc/{session.pid}/root" + posix.readlink(f"/proc/self/fd/{work}"),
+                posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC,
+            )
+            opened.append(theirs)
+            criu.ask(rpc.RESTORE, self._fields(image, theirs), self._notified)
+        finally:
+            if criu is not None:
+                criu.close()
+            for fd in opened:
+                posix.close(fd)
+        # CRIU has done its work: the container's first process is our child beside it
+        posix.waitpid(session.pid, 0)
+        session.pid = self.state.pid
+        try:
+            posix.rmdir(TOP, dir_fd=self.store.fd)
+        except OSError:
+            pass
+        self._restored()
+
+    def _namespace(self, kind: str, index: int, path: str) -> int:
+        try:
+            return posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        except OSError as error:
+            raise PyociError(f"/linux/namespaces/{index}/path: open {path}: {error.strerror}") from None
+
+    def _fields(self, image: int, work: int) -> list[tuple[str, rpc.Value]]:
+        images, blueprint, state = self.images, self.blueprint, self.state
+        spec = blueprint.spec
+        fields = common(images, spec, image, LOG)
+        fields += [("work_dir_fd", work), ("root", f"{self.store.path}/{TOP}"), ("rst_sibling", True), *self.lsm]
+        if images.status_fd >= 0:
+            fields.append(("status_fd", FDS["status"]))
+        for name, path in external.of_host(spec, blueprint.bundle, state.cgroup_paths):
+            fields.append(("ext_mnt", rpc.encode("ext_mount_map", [("key", name), ("val", path)])))
+        for controller, path in state.cgroup_paths.items():
+            mount = blueprint.host.cgroup_mounts.get(controller, "")
+            entry = [("ctrl", controller.removeprefix("name=")), ("path", path.removeprefix(mount) or "/")]
+            fields.append(("cg_root", rpc.encode("cgroup_root", entry if controller else entry[1:])))
+        fields += _join(spec)
+        fields += self._streams(image)
+        return fields
+
+    def _streams(self, image: int) -> list[tuple[str, rpc.Value]]:
+        """Our standard streams for those that the container had from its caller."""
+        try:
+            data = read_document(f"/proc/self/fd/{image}/{DESCRIPTORS}", DESCRIPTORS, regular=True)
+            from pyoci.jsontext import loads
+
+            kept = loads(data)
+        except (PyociError, ValueError):
+            return []
+        fields: list[tuple[str, rpc.Value]] = []
+        known: set[str] = set()
+        if isinstance(kept, list):
+            for name, key in zip(("in", "out", "err"), kept, strict=False):
+                # nothing but these: a name of a file in the container is not to be replaced by a descriptor of ours
+                if isinstance(key, str) and key.startswith(REPLACED) and key not in known:
+                    known.add(key)
+                    fields.append(_inherit(key, FDS[name] if _fits(key, name) else 0))
+        return fields
+
+    def _notified(self, script: str, pid: int, descriptor: int) -> None:
+        state = self.state
+        if script == "setup-namespaces":
+            self.performer.know(pid)
+            self.store.save(state)
+            hooks = self.blueprint.spec.hooks
+            for kind, entries in (("prestart", hooks.prestart), ("createRuntime", hooks.create_runtime)):
+                if entries:
+                    self.performer.ran_hooks = True
+                    run_container_hooks(kind, entries, state, None, "creating")
+        elif script == "orphan-pts-master" and descriptor >= 0:
+            self._terminal(descriptor)
+        elif script == "post-restore":
+            self.performer.know(pid)
+            self.store.save(state)
+
+    def _terminal(self, master: int) -> None:
+        if self.options.console_socket:
+            import _socket
+
+            from pyoci.console import connect_console_socket
+
+            console = _socket.socket(fileno=connect_console_socket(absolute(self.options.console_socket)))
+            try:
+                rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, master.to_bytes(4, "little"))
+                console.sendmsg([b"/dev/ptmx"], [rights])
+            finally:
+                console.close()
+        else:
+            self.master = posix.dup(master)
+            posix.set_inheritable(self.master, False)
+
+    def _restored(self) -> None:
+        from pyoci.console import hold_signals
+
+        hold_signals()
+        state = self.state
+        state.phase = "running"
+        self.store.save(state)
+        if self.performer.pid_file:
+            write_pid_file(self.performer.pid_file, state.pid)
+
+    def attend(self) -> int:
+        """Stay with the container, as `run` does, unless detached."""
+        self.store.unlock()
+        if self.options.detach:
+            self.store.close()
+            return 0
+        from pyoci.console import attend
+
+        pidfd = posix.pidfd_open(self.state.pid)
+        result = attend(self.state.pid, pidfd, self.master if self.master >= 0 else None)
+        posix.close(pidfd)
+        if not self.options.keep:
+            from pyoci.container.teardown import dismantle
+            from pyoci.errors import NotFound
+
+            try:
+                self.store.lock()
+                dismantle(self.store, self.store.load())
+            except NotFound:
+                pass  # somebody has deleted it meanwhile
+        return result
+
+
+def _fits(key: str, name: str) -> bool:
+    """Whether our stream can take the place of the container's: CRIU seeks in what was a file.  0 is /dev/null."""
+    if not key.startswith("file["):
+        return True
+    number = ("in", "out", "err").index(name)
+    try:
+        posix.lseek(number, 0, 1)
+    except OSError:
+        from pyoci import log
+
+        log.warning(f"std{name} was a file or /dev/null when the container was checkpointed, and it is /dev/null now")
+        return False
+    return True
+
+
+def _inherit(key: str, fd: int) -> tuple[str, rpc.Value]:
+    return "inherit_fd", rpc.encode("inherit_fd", [("key", key), ("fd", fd)])
+
+
+def _join(spec: Spec) -> list[tuple[str, rpc.Value]]:
+    """Namespaces by path: network and pid are external in the images, others are joined."""
+    fields: list[tuple[str, rpc.Value]] = []
+    for entry in spec.linux.namespaces:
+        if not entry.path:
+            continue
+        if entry.type in ("network", "pid"):
+            fields.append(_inherit(NETWORK if entry.type == "network" else PIDS, FDS[entry.type]))
+        elif entry.type in ("ipc", "uts", "user", "time"):
+            path = rpc.encode("join_namespace", [("ns", entry.type), ("ns_file", entry.path)])
+            fields.append(("join_ns", path))
+    return fields

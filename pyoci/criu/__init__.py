@@ -1,0 +1,1 @@
+"""CRIU: a program that writes processes to files and makes processes of them again (criu(8)); used by nothing else."""

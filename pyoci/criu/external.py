@@ -1,0 +1,178 @@
+"""What of a container is not its own, and so not in its images: mounts from the host, descriptors of its caller's.
+
+CRIU calls such things external.  A mount has a name in the images, its destination in config.json, and at restore
+config.json says where that comes from: the images, which may be anybody's, cannot name a place on the host.
+"""
+
+from __future__ import annotations
+
+import posix
+from stat import S_ISCHR
+
+from pyoci.tree import find
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyoci.spec.types import Mount, Spec
+
+NULL = "/dev/null"
+TTYS = (4, 5, *range(136, 144))  # majors of terminals (Documentation/admin-guide/devices.txt)
+
+
+class Row:
+    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
+
+    __slots__ = ("id", "kind", "parent", "place", "root")
+
+    def __init__(self, line: str) -> None:
+        fields = line.split(" ")
+        self.id = int(fields[0])
+        self.parent = int(fields[1])
+        self.root = unescape(fields[3])
+        self.place = unescape(fields[4])
+        self.kind = fields[fields.index("-") + 1]
+
+
+def unescape(text: str) -> str:
+    """A path as mountinfo writes it: white space and backslashes are three octal digits."""
+    pieces = text.split("\\")
+    return pieces[0] + "".join(chr(int(piece[:3], 8)) + piece[3:] for piece in pieces[1:])
+
+
+def rows(pid: int | str) -> list[Row]:
+    """The mounts of a process, as it sees them."""
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return [Row(line) for line in file.read().splitlines()]
+
+
+def clean(path: str) -> str:
+    """A destination of config.json, as one name for one place."""
+    return "/" + "/".join([part for part in path.split("/") if part not in ("", ".")])
+
+
+def is_bind(mount: Mount) -> bool:
+    """Whether a mount's content is the host's."""
+    return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
+
+
+def _mount_id(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+    return -1
+
+
+def of_container(pid: int, spec: Spec) -> list[tuple[str, str]]:
+    """(mount point in the container, name in the images) of every mount that is the host's."""
+    there = {row.id: row for row in rows(pid)}
+    found: dict[int, str] = {}
+    root = f"/proc/{pid}/root"
+    binds = {clean(mount.destination) for mount in spec.mounts if is_bind(mount)}
+    others = [clean(path) for path in (*spec.linux.masked_paths, *device_paths(spec))]
+    for name in (*sorted(binds), *others):
+        # through links of the image's, as the mount was made
+        handle = find(root, name)
+        if handle < 0:
+            continue
+        try:
+            row = there.get(_mount_id(handle))
+            mode = posix.fstat(handle).st_mode
+        finally:
+            posix.close(handle)
+        if row is None or row.place == "/" or row.id in found:
+            continue
+        # an empty file system over a masked directory is the container's own; so is a device that nothing is mounted on
+        if name in binds or (S_ISCHR(mode) and row.place.rpartition("/")[2] == name.rpartition("/")[2]):
+            found[row.id] = name
+    # cgroups are bound where they are not mounted anew: v2 is, in a cgroup namespace (pyoci.plan.mounts)
+    anew = any(entry.type == "cgroup" for entry in spec.linux.namespaces)
+    old = any(row.kind == "cgroup" for row in there.values())
+    for row in there.values():
+        if row.kind == "cgroup" or (row.kind == "cgroup2" and (old or not anew)):
+            found.setdefault(row.id, row.place)
+    # what came with a recursive bind
+    for row in there.values():
+        if row.id not in found:
+            above = there.get(row.parent)
+            if above is not None and above.id in found and _below(row.place, above.place):
+                found[row.id] = found[above.id] + row.place[len(above.place.rstrip("/")) :]
+    return [(there[id_].place, name) for id_, name in found.items()]
+
+
+def _below(place: str, above: str) -> bool:
+    return place.startswith(above.rstrip("/") + "/")
+
+
+def device_paths(spec: Spec) -> list[str]:
+    """Where devices are: bind mounts in a user namespace."""
+    names = ("null", "zero", "full", "random", "urandom", "tty")
+    return [*(f"/dev/{name}" for name in names), *(device.path for device in spec.linux.devices)]
+
+
+def of_host(spec: Spec, bundle: str, cgroup_paths: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(name in the images, path on the host) of all that config.json can mean by a name."""
+    from pyoci.plan.mounts import source_path
+
+    directories: dict[str, list[str]] = {}
+    for controller, path in cgroup_paths.items():
+        directories.setdefault(path, []).append(controller.removeprefix("name=") or "unified")
+    for mount in spec.mounts:
+        if mount.type in ("cgroup", "cgroup2"):
+            for path, names in directories.items():
+                yield clean(f"{mount.destination}/{','.join(names)}"), path
+            yield clean(mount.destination), cgroup_paths.get("", "")
+    for path in spec.linux.masked_paths:
+        yield clean(path), NULL
+    for path in device_paths(spec):
+        yield clean(path), clean(path)
+    mounted = rows("self")
+    for mount in spec.mounts:
+        if is_bind(mount):
+            source, name = source_path(mount, bundle), clean(mount.destination)
+            yield name, source
+            if "rbind" in mount.options:
+                for row in mounted:
+                    if _below(row.place, source) and source != "/":
+                        yield name + row.place[len(source.rstrip("/")) :], row.place
+
+
+def stdio(pid: int) -> tuple[list[str], list[str]]:
+    """Descriptors 0, 1 and 2 of the container: (what restore shall put ours in place of, what is external at dump).
+
+    "" where there is nothing to replace, because the container has the file itself.
+    """
+    inside = {row.id for row in rows(pid)}
+    kept: list[str] = []
+    external: list[str] = []
+    for number in range(3):
+        try:
+            link = posix.readlink(f"/proc/{pid}/fd/{number}")
+            status = posix.stat(f"/proc/{pid}/fd/{number}")
+            mount = _descriptor_mount(pid, number)
+        except OSError:
+            kept.append("")
+            continue
+        if link.startswith(("pipe:", "socket:")):
+            kept.append(link)
+            continue
+        if mount in inside:
+            kept.append(link)
+            continue
+        if S_ISCHR(status.st_mode) and posix.major(status.st_rdev) in TTYS:
+            key = f"tty[{status.st_rdev:x}:{status.st_dev:x}]"
+        else:
+            key = f"file[{mount:x}:{status.st_ino:x}]"
+        kept.append(key)
+        external.append(key)
+    return kept, list(dict.fromkeys(external))
+
+
+def _descriptor_mount(pid: int, number: int) -> int:
+    with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+    return -1

@@ -1,0 +1,89 @@
+"""The plan of `restore`: how CRIU is started, which then makes the container's processes of its images.
+
+CRIU runs in the container's cgroups, so that what it makes is there from its first moment, and in a mount namespace of
+its own, where the container's root is mounted at a place that it can begin from.  Nothing of that is left when it ends,
+however it ends.
+"""
+
+from __future__ import annotations
+
+from pyoci.kernel import flags as k
+from pyoci.plan.cgroups import plan_cgroups
+from pyoci.plan.container import ContainerPlan, root_path
+from pyoci.plan.entry import default_signals
+from pyoci.plan.mounts import ATTR_SIZE, source_path
+from pyoci.plan.ops import Op, Ref, Struct, Vector
+from pyoci.plan.paths import HANDLE, close, place
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyoci.host import Host
+    from pyoci.plan.container import PlanOptions
+    from pyoci.spec.types import Spec
+
+RESTORE = "restore"
+# CRIU's descriptors; behind them are those of namespaces by path
+FDS = {"control": 3, "rpc": 4, "in": 5, "out": 6, "err": 7, "status": 8, "network": 9, "pid": 10}
+ENVIRONMENT = (b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",)
+KILL = 9
+
+
+def plan_restore(  # noqa: PLR0913 - the inputs are these
+    spec: Spec, host: Host, options: PlanOptions, program: str, top: str, given: Sequence[str]
+) -> ContainerPlan:
+    """Ops that start CRIU's `program`, with the container's root at `top`; `given`: those of `FDS` that it gets."""
+    rootless = host.euid != 0 if options.rootless is None else options.rootless
+    cgroups = plan_cgroups(spec, host, options.id, rootless, options.cgroup_manager)
+    last = max(FDS.values())
+    ops: list[Op] = list(cgroups.create)
+    ops.append(Op("close_range", (last + 1, k.UINT_MAX, 0), RESTORE))
+    ops += [
+        Op("close_range", (number, number, 0), RESTORE)
+        for name, number in FDS.items()
+        if name != "control" and name not in given
+    ]
+    ops.append(Op("close_range", (FDS["control"], FDS["control"], k.CLOSE_RANGE_CLOEXEC), RESTORE))
+    ops += default_signals(RESTORE)
+    ops += cgroups.before_clone
+    arguments = Struct("clone_args", flags=k.CLONE_PARENT | k.CLONE_NEWNS)
+    if cgroups.clone_into is not None:
+        arguments.fields["flags"] = k.CLONE_PARENT | k.CLONE_NEWNS | k.CLONE_INTO_CGROUP
+        arguments.fields["cgroup"] = Ref("cgroup")
+    ops.append(Op("clone3", (arguments, 88), RESTORE))
+    # whatever CRIU does shall end with us, who undo it
+    ops.append(Op("prctl", (k.PR_SET_PDEATHSIG, KILL, 0, 0, 0), RESTORE))
+    ops += cgroups.enter
+    ops.append(Op("setsid", (), RESTORE))
+    slave = Struct("mount_attr", propagation=k.MS_SLAVE)
+    ops.append(Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, slave, ATTR_SIZE), RESTORE))
+    ops += _root(spec, host, options, top)
+    argv = [program.encode(), b"swrk", str(FDS["rpc"]).encode()]
+    ops.append(Op("execve", (program.encode(), Vector(argv), Vector(list(ENVIRONMENT))), RESTORE))
+    return ContainerPlan(ops, FDS, cgroups)
+
+
+def _root(spec: Spec, host: Host, options: PlanOptions, top: str) -> list[Op]:
+    """The root where CRIU wants it, with a place for each mount: the images may be from another machine."""
+    path = root_path(spec, options.bundle).encode()
+    flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE
+    ops = [
+        Op("open_tree", (k.AT_FDCWD, path, flags), "/root/path", "tree"),
+        Op("move_mount", (Ref("tree"), b"", k.AT_FDCWD, top.encode(), k.MOVE_MOUNT_F_EMPTY_PATH), "/root/path"),
+        close("tree", "/root/path"),
+        Op("openat", (k.AT_FDCWD, top.encode(), HANDLE | k.O_DIRECTORY), "/root/path", "rootfs"),
+    ]
+    mounted: list[str] = []
+    for index, mount in enumerate(spec.mounts):
+        destination = mount.destination.rstrip("/") or "/"
+        # what is in a file system of the container's own comes with that
+        if destination != "/" and not any(destination.startswith(above + "/") for above in mounted):
+            origin = f"/mounts/{index}/destination"
+            kind = host.source_types.get(source_path(mount, options.bundle), "dir")
+            bind = mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
+            ops += place(destination, "file" if bind and kind == "file" else "dir", origin, "place")
+            ops.append(close("place", origin))
+        mounted.append(destination)
+    ops.append(close("rootfs", "/root/path"))
+    return ops
