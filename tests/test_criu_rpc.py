@@ -62,7 +62,7 @@ def test_anything_is_an_answer_or_an_error(data: bytes) -> None:
         assert "its answer is no criu_resp" in str(error)
 
 
-def test_reasons_are_the_last_errors() -> None:
+def test_reasons_are_the_first_and_last_errors() -> None:
     log = "".join(f"(00.00{n}) Error (criu/a.c:{n}): reason {n}\n" for n in range(9))
     log = (
         "(00.1) Error (criu/tun.c:85): tun: Unable to create tun: no\n"
@@ -70,5 +70,6 @@ def test_reasons_are_the_last_errors() -> None:
         + "(00.2)      1: Error (b.c:2): last\nx\n"
     )
     assert reasons(log)[-2:] == ["reason 8 (criu/a.c:8)", "last (b.c:2)"]
-    assert len(reasons(log)) == 4
+    assert [line.split()[1] for line in reasons(log)[:3]] == ["0", "1", "2"]
+    assert len(reasons(log)) == 6
     assert reasons("no such thing\nError without a place") == []

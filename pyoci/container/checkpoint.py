@@ -8,6 +8,7 @@ import select
 
 from pyoci.criu import external, rpc, service
 from pyoci.errors import PyociError, WrongState
+from pyoci.kernel.flags import CLONE_NEWNET
 from pyoci.spec.load import load
 from pyoci.state import Store, open_init, status
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 # names of namespaces that are not the container's own, as runc has them in its images
 NETWORK, PIDS = "extRootNetNS", "extRootPidNS"
-CLONE_NEWNET = 0x40000000
 DESCRIPTORS = "descriptors.json"
 RPC, STATUS = 3, 4
 PATIENCE = 10_000  # milliseconds for processes that CRIU has killed to end

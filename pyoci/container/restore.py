@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TOP = "criu-root"  # in the state directory: where CRIU finds the container's root
 LOG = "restore.log"
+STREAMS = ("in", "out", "err")
 REPLACED = ("pipe:[", "socket:[", "file[", "tty[")
 
 
@@ -72,7 +73,7 @@ def draw(options: CreateOptions, images: CheckpointOptions, program: str) -> Blu
         given.append("status")
     given += [name for name in ("network", "pid") if name in Namespaces(spec.linux).joined]
     top = f"{absolute(options.root)}/{options.id}/{TOP}"
-    plan = plan_restore(spec, host, plan_options, program, top, given)
+    plan = plan_restore(spec, host, plan_options, program, top, images.work_path or images.image_path, given)
     return Blueprint(spec, data, host, plan_options, plan, bundle, {})
 
 
@@ -120,8 +121,9 @@ class Restoration(Creation):
             null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
             opened.append(null)
             given = {"rpc": criu.theirs.fileno()}
-            for number, name in enumerate(("in", "out", "err")):
-                given[name] = posix.dup(number)
+            keys = dict(self._streams(image))
+            for number, name in enumerate(STREAMS):
+                given[name] = posix.dup(number if _fits(keys.get(name, ""), number) else null)
                 opened.append(given[name])
             if images.status_fd >= 0:
                 given["status"] = images.status_fd
@@ -132,11 +134,8 @@ class Restoration(Creation):
                     opened.append(given[name])
             session.spawn(blueprint.host.kernel, FDS, given, (null, criu.output, criu.output))
             session.play()
-            # CRIU mounts things below its working directory, so that has to be one of its mount namespace
-            theirs = posix.open(
-                f"/proc/{session.pid}/root" + posix.readlink(f"/proc/self/fd/{work}"),
-                posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC,
-            )
+            # where it is now, of its mount namespace (pyoci.plan.restoring)
+            theirs = posix.open(f"/proc/{session.pid}/cwd", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
             opened.append(theirs)
             criu.ask(rpc.RESTORE, self._fields(image, theirs), self._notified)
         finally:
@@ -173,11 +172,11 @@ class Restoration(Creation):
             entry = [("ctrl", controller.removeprefix("name=")), ("path", path.removeprefix(mount) or "/")]
             fields.append(("cg_root", rpc.encode("cgroup_root", entry if controller else entry[1:])))
         fields += _join(spec)
-        fields += self._streams(image)
+        fields += [_inherit(key, FDS[name]) for name, key in self._streams(image)]
         return fields
 
-    def _streams(self, image: int) -> list[tuple[str, rpc.Value]]:
-        """Our standard streams for those that the container had from its caller."""
+    def _streams(self, image: int) -> list[tuple[str, str]]:
+        """Our standard streams for those that the container had from its caller: (of `STREAMS`, CRIU's name)."""
         try:
             data = read_document(f"/proc/self/fd/{image}/{DESCRIPTORS}", DESCRIPTORS, regular=True)
             from pyoci.jsontext import loads
@@ -185,15 +184,13 @@ class Restoration(Creation):
             kept = loads(data)
         except (PyociError, ValueError):
             return []
-        fields: list[tuple[str, rpc.Value]] = []
-        known: set[str] = set()
+        found: dict[str, str] = {}
         if isinstance(kept, list):
-            for name, key in zip(("in", "out", "err"), kept, strict=False):
+            for name, key in zip(STREAMS, kept, strict=False):
                 # nothing but these: a name of a file in the container is not to be replaced by a descriptor of ours
-                if isinstance(key, str) and key.startswith(REPLACED) and key not in known:
-                    known.add(key)
-                    fields.append(_inherit(key, FDS[name] if _fits(key, name) else 0))
-        return fields
+                if isinstance(key, str) and key.startswith(REPLACED):
+                    found.setdefault(key, name)
+        return [(name, key) for key, name in found.items()]
 
     def _notified(self, script: str, pid: int, descriptor: int) -> None:
         state = self.state
@@ -260,17 +257,13 @@ class Restoration(Creation):
         return result
 
 
-def _fits(key: str, name: str) -> bool:
-    """Whether our stream can take the place of the container's: CRIU seeks in what was a file.  0 is /dev/null."""
+def _fits(key: str, number: int) -> bool:
+    """Whether our stream can take the place of the container's: CRIU seeks in what was a file or /dev/null."""
     if not key.startswith("file["):
         return True
-    number = ("in", "out", "err").index(name)
     try:
         posix.lseek(number, 0, 1)
     except OSError:
-        from pyoci import log
-
-        log.warning(f"std{name} was a file or /dev/null when the container was checkpointed, and it is /dev/null now")
         return False
     return True
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LOG_LEVEL = 4  # all that it knows: the reason of a failure is often before the error
 TAIL = 1 << 17  # bytes of its log that are searched for the reason
-SHOWN = 4  # lines that are quoted
+SHOWN = 3  # lines that are quoted, of the first and of the last
 # what it says of itself at every start where it lacks a privilege that it does without
 NOISE = ("(criu/tun.c:", "RLIMIT_NOFILE for self")
 ANSWER = 1 << 20  # criu/cr-service.c takes and sends no more
@@ -153,7 +153,7 @@ class Service:
 
 
 def reasons(log: str) -> list[str]:
-    """The last lines of a log that say "Error", without the times before them and without repetition."""
+    """The first and last lines of a log that say "Error", without the times before them and without repetition."""
     found: list[str] = []
     for line in log.split("\n"):
         before, error, text = line.partition("Error (")
@@ -165,4 +165,4 @@ def reasons(log: str) -> list[str]:
         shown = f"{words.strip()} ({place})"
         if shown not in found:
             found.append(shown)
-    return found[-SHOWN:]
+    return found if len(found) <= 2 * SHOWN else [*found[:SHOWN], *found[-SHOWN:]]

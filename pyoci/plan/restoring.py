@@ -31,9 +31,10 @@ KILL = 9
 
 
 def plan_restore(  # noqa: PLR0913 - the inputs are these
-    spec: Spec, host: Host, options: PlanOptions, program: str, top: str, given: Sequence[str]
+    spec: Spec, host: Host, options: PlanOptions, program: str, top: str, work: str, given: Sequence[str]
 ) -> ContainerPlan:
-    """Ops that start CRIU's `program`, with the container's root at `top`; `given`: those of `FDS` that it gets."""
+    """Ops that start CRIU's `program` in the directory `work`; the container's root is at `top`; `given` names those of
+    `FDS` that it gets."""
     rootless = host.euid != 0 if options.rootless is None else options.rootless
     cgroups = plan_cgroups(spec, host, options.id, rootless, options.cgroup_manager)
     last = max(FDS.values())
@@ -59,6 +60,10 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     slave = Struct("mount_attr", propagation=k.MS_SLAVE)
     ops.append(Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, slave, ATTR_SIZE), RESTORE))
     ops += _root(spec, host, options, top)
+    # CRIU mounts things below its working directory, so that has to be one of its mount namespace
+    ops.append(Op("openat", (k.AT_FDCWD, work.encode(), HANDLE | k.O_DIRECTORY), RESTORE, "work"))
+    ops.append(Op("fchdir", (Ref("work"),), RESTORE))
+    ops.append(close("work", RESTORE))
     argv = [program.encode(), b"swrk", str(FDS["rpc"]).encode()]
     ops.append(Op("execve", (program.encode(), Vector(argv), Vector(list(ENVIRONMENT))), RESTORE))
     return ContainerPlan(ops, FDS, cgroups)
