@@ -351,6 +351,8 @@ def test_a_connection(box: Box, images: Images) -> None:
         assert "criu dump failed: " in error and str(images.work / "dump.log") in error, error
 
         assert box.status() == "running"
+        if "Can't get 1:16 opt" in error:
+            pytest.skip("this criu cannot dump any TCP socket of this kernel, which refuses SO_PASSCRED for them")
         client.sendall(b"two")
         assert client.recv(100) == b"TWO"
         images.checkpoint("--tcp-established")
