@@ -477,3 +477,16 @@ def test_equal_inputs_give_equal_plans() -> None:
     resources = Resources(memory=Memory(limit=10), devices=(DeviceRule(False),))
     first, second = (plan_cgroups(spec(resources), hybrid_host(), "id") for _ in range(2))
     assert repr((first.paths, first.create, first.enter)) == repr((second.paths, second.create, second.enter))
+
+
+@pytest.mark.parametrize(("initial", "made"), [(True, True), (False, False)])
+def test_root_of_a_user_namespace_needs_no_cgroup(initial: bool, made: bool) -> None:
+    """Rootless podman without systemd makes the namespace before it calls us, and names no cgroup but lists devices."""
+    from pyoci.plan.container import PlanOptions, plan_container
+    from pyoci.spec.types import Linux, Namespace, Process, Root, Spec
+
+    linux = Linux((Namespace("mount"),), resources=Resources(devices=(DeviceRule(),)))
+    machine = v1_host("/own")
+    machine.initial_user_namespace = initial
+    whole = Spec("1.2.0", Root("r"), (), Process("/", ("/a",)), linux=linux)
+    assert bool(plan_container(whole, machine, PlanOptions("c", "/b")).cgroups.paths) == made

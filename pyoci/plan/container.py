@@ -124,7 +124,9 @@ def root_path(spec: Spec, bundle: str) -> str:
 def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPlan:
     """The plan for `spec` on `host`; pure: equal inputs give an equal plan."""
     names = ns.Namespaces(spec.linux)
-    rootless = host.euid != 0 if options.rootless is None else options.rootless
+    # root of a user namespace, as rootless podman makes one before it calls us, has no more rights than its user
+    unprivileged = host.euid != 0 or not host.initial_user_namespace
+    rootless = unprivileged if options.rootless is None else options.rootless
     cgroups = plan_cgroups(spec, host, options.id, rootless, options.cgroup_manager)
     process = spec.process
     privileged = bool(host.capabilities & SYS_ADMIN)
