@@ -15,6 +15,9 @@ def exec_options(settings: Globals, options: Parsed) -> ExecOptions:
     id, *args = options.args
     if not args and not options.text("process"):
         raise PyociError("exec args cannot be empty")
+    for entry in options.many("env"):
+        if entry.partition("=")[1:2] != ("=",) or entry.startswith("="):
+            raise PyociError(f"--env {entry[:300]!r}: must be NAME=VALUE")
     user = options.text("user")
     uid, gid = parse_user(user) if user else (None, None)
 

@@ -325,7 +325,7 @@ class Creation:
         if isinstance(error, Failure):
             from pyoci.container.failure import explain
 
-            return explain(error, self.state.cgroup_paths.get("", ""))
+            return explain(error, self.state.cgroup_paths.get("", ""), self.state.rootfs)
         if isinstance(error, Died):
             from pyoci.container.failure import died
 

@@ -234,7 +234,7 @@ def _enter(  # noqa: PLR0913 - what exec has found out
                     raise Elsewhere(str(error)) from None
                 from pyoci.container.failure import explain
 
-                raise explain(error) from None
+                raise explain(error, root=f"/proc/{state.pid}/root") from None
             if isinstance(error, Died):
                 from pyoci.container.failure import died
 

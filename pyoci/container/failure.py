@@ -16,13 +16,21 @@ if TYPE_CHECKING:
 ARGS = "/process/args"
 
 
-def explain(failure: Failure, cgroup: str = "") -> PyociError:
-    """The failure with its call spelled out and what to do about it; `cgroup` is the v2 directory that was entered."""
+def explain(failure: Failure, cgroup: str = "", root: str = "") -> PyociError:
+    """The failure with its call spelled out and what to do about it; `cgroup` is the v2 directory that was entered,
+    `root` the container's root, to be looked into when its program cannot be executed."""
     op = failure.op
     said = words(failure.errno)
     if op.origin == ARGS:
+        found = ""
+        if root:
+            from pyoci.container.unrunnable import why as unrunnable
+
+            found = unrunnable(failure, root)
+            said = f"{said}: {found}" if found else said
         # what engines look for comes first: exec: "name": executable file not found in $PATH
-        if op.hint.endswith("$PATH") and failure.errno == ENOENT:
+        nothing = op.hint.startswith('exec: "":')
+        if op.hint.endswith("$PATH") and ((failure.errno == ENOENT and not found) or nothing):
             return PyociError(f"{op.hint} ({ARGS}: {call(op, False)}: {said})")
         name = op.hint.partition(": executable")[0]
         return PyociError(f"{name}: {said} ({ARGS}: {call(op, False)})")

@@ -141,4 +141,4 @@ def _decode(store: Store, state: State, index: int, number: int, text: str) -> P
         from pyoci.kernel.errnos import words
 
         return PyociError(f"the container's program could not be executed: {words(number)} (its plan is lost: {error})")
-    return explain(Failure(op, number, text))
+    return explain(Failure(op, number, text), root=state.rootfs)
