@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.root]
 PYOCI = Path(sys.executable).parent / "pyoci"
 
 
-@pytest.mark.parametrize("engine", ["podman", "buildah", "docker", "containerd", "cri"])
+@pytest.mark.parametrize("engine", ["podman", "rootless", "buildah", "docker", "containerd", "cri"])
 def test_engine(engine: str, root: Path, tmp_path: Path) -> None:
     if not PYOCI.exists():
         pytest.skip("pyoci is not installed beside this interpreter: run ./check")

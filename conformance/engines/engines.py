@@ -26,12 +26,13 @@ from typing import Any
 from cri import Cri, tools
 from daemons import Containerd, Docker
 from engine import Engine
-from podman import Buildah, Podman
+from podman import Buildah, Podman, Rootless
 
 INSIDE = "PYOCI_ENGINES_INSIDE"
 UNIFIED = Path("/sys/fs/cgroup/unified")
 
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Podman, Buildah, Docker, Containerd, Cri)}
+KINDS: tuple[type[Engine], ...] = (Podman, Rootless, Buildah, Docker, Containerd, Cri)
+ENGINES = {engine.name: engine for engine in KINDS}
 
 
 def make_image(folder: Path) -> Path:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import podman_checks
 from engine import LIMITS, Engine
 
+UID = 4323
 ULIMITS = f"--ulimit {LIMITS} --ulimit nproc=20000:20000"
 NETWORKS = ("/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns")
 SHIPPED = Path(__file__).parents[2] / "contrib" / "containers.conf.d" / "pyoci.conf"
@@ -109,3 +111,58 @@ class Buildah(Engine):
 
     def stop(self) -> None:
         self.ask(f"{self.words['engine']} rm -a; {self.words['engine']} rmi -af")
+
+
+class Rootless(Podman):
+    """podman of a user with subordinate ids, who is known in this mount namespace only."""
+
+    name = "rootless"
+    needs = ("podman", "conmon", "script", "newuidmap", "newgidmap", "setpriv")
+    table = podman_checks.ROOTLESS
+
+    def start(self) -> None:
+        build_context(self.folder / "build", "localhost/bb")
+        configuration = self.folder / "containers.conf"
+        configuration.write_text(self.settings().replace(f"{self.folder}/networks", f"{self.folder}/home/networks"))
+        lines = {
+            "passwd": f"pyoci-tester:x:{UID}:{UID}::{self.folder}/home:/bin/sh\n",
+            "group": f"pyoci-tester:x:{UID}:\n",
+            "subuid": "pyoci-tester:2000000:65536\n",
+            "subgid": "pyoci-tester:2000000:65536\n",
+        }
+        for name, line in lines.items():
+            there = Path("/etc", name)
+            there.touch()
+            (self.folder / name).write_text(there.read_text() + line)
+            subprocess.run(["mount", "--bind", str(self.folder / name), str(there)], check=True)
+        for folder, mode in ((self.folder, 0o755), (self.folder.parent, 0o755)):
+            folder.chmod(mode)
+        for name in ("home", "run", "build"):
+            (self.folder / name).mkdir(exist_ok=True)
+            subprocess.run(["chown", "-R", f"{UID}:{UID}", str(self.folder / name)], check=True)
+        (self.folder / "run").chmod(0o700)
+        engine = (
+            f"cd / && setpriv --reuid={UID} --regid={UID} --clear-groups env -i HOME={self.folder}/home"
+            f" USER=pyoci-tester"
+            f" XDG_RUNTIME_DIR={self.folder}/run PATH=/usr/sbin:/usr/bin:/bin CONTAINERS_CONF={configuration}"
+            f" podman --storage-driver overlay --runtime {self.runtime}"
+        )
+        options = "--network none"
+        self.words = {
+            "engine": engine,
+            "options": options,
+            "run": f"{engine} run --rm {options}",
+            "image": "localhost/bb",
+            "folder": str(self.folder / "build"),
+            "home": str(self.folder),
+            "ulimits": ULIMITS,
+        }
+        # the process that holds the user's namespaces would hold our pipe too
+        self.ask(f"{engine} info >/dev/null 2>&1")
+        self.until(f"{engine} import --change 'CMD [\"/bin/sh\"]' {self.image} localhost/bb:latest")
+
+    def stop(self) -> None:
+        super().stop()
+        self.ask(f"{self.words['engine']} system migrate")
+        for name in ("passwd", "group", "subuid", "subgid"):
+            subprocess.run(["umount", f"/etc/{name}"], check=False)
