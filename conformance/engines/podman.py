@@ -55,7 +55,7 @@ def build_context(folder: Path, base: str) -> None:
 
 class Podman(Engine):
     name = "podman"
-    needs = ("podman", "conmon", "script", "iptables", "catatonit", "cc", *NETWORKS)
+    needs: tuple[str, ...] = ("podman", "conmon", "script", "iptables", "catatonit", "cc", *NETWORKS)
     table = podman_checks.PODMAN
 
     def settings(self) -> str:
