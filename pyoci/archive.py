@@ -112,6 +112,8 @@ def load(command: str) -> None:
 
 def wanting() -> bool:
     """Whether an archive was missing, or a snapshot for a command that is worth one (`pyoci.snapshot`)."""
+    if missing and not posix.access(__file__.rpartition("/")[0] + "/__pycache__", posix.W_OK):
+        missing.clear()  # a second interpreter could not write them either
     return bool(missing or (loaded and "pyoci-snapshot" in sys._xoptions))
 
 

@@ -131,9 +131,13 @@ def save(command: str) -> None:
     """Write an archive; OSError if that is not possible."""
     path = Path(archive.path(command))
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
+    # no pid: in two containers that share the directory it can be the same
+    temporary = path.with_suffix(f".{os.urandom(8).hex()}")
     try:
-        temporary.write_bytes(content(command))
+        with temporary.open("xb") as file:
+            file.write(content(command))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -197,3 +197,12 @@ def test_time_stamps_tell_files_apart(install: Install) -> None:
     os.utime(source, ns=(time.time_ns(), source.stat().st_mtime_ns + 1))
     install.run(*STATE)
     assert not old & set(install.archives().values())
+
+
+def test_where_nothing_can_be_written_nobody_tries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A read-only file system, somebody else's installation: each command would start a second interpreter."""
+    for there in (False, True):
+        monkeypatch.setattr(archive, "missing", ["pyoci"])
+        monkeypatch.setattr(archive, "__file__", f"{tmp_path}/archive.py")
+        assert archive.wanting() is there
+        (tmp_path / "__pycache__").mkdir(exist_ok=True)
