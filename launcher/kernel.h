@@ -3,9 +3,9 @@
  */
 
 #if defined(__x86_64__)
-enum { ARCH_PRCTL = 158, CLOSE = 3, CONNECT = 42, EXECVE = 59, EXIT_GROUP = 231, FACCESSAT = 269, FCNTL = 72, FLOCK = 73,
-       GETDENTS64 = 217, GETEUID = 107, LSEEK = 8, MADVISE = 28, MEMFD_CREATE = 319, MINCORE = 27,
-       MMAP = 9, MPROTECT = 10, OPENAT = 257, PREAD64 = 17, READ = 0,
+enum { ARCH_PRCTL = 158, CLOCK_GETTIME = 228, CLOSE = 3, CONNECT = 42, EXECVE = 59, EXIT_GROUP = 231, FACCESSAT = 269,
+       FCNTL = 72, FLOCK = 73, GETDENTS64 = 217, GETEUID = 107, GETXATTR = 191, LSEEK = 8, MADVISE = 28, MEMFD_CREATE = 319,
+       MINCORE = 27, MMAP = 9, MPROTECT = 10, OPENAT = 257, PREAD64 = 17, READ = 0,
        READLINKAT = 267, RECVFROM = 45, RT_SIGACTION = 13, SOCKET = 41, STATX = 332, UMASK = 95, UNAME = 63, UNLINKAT = 263, WRITE = 1 };
 
 static inline long kernel(long number, long a, long b, long c, long d, long e, long f)
@@ -20,7 +20,7 @@ static inline long kernel(long number, long a, long b, long c, long d, long e, l
     return result;
 }
 #elif defined(__aarch64__)
-enum { CLOSE = 57, CONNECT = 203, EXECVE = 221, EXIT_GROUP = 94, FACCESSAT = 48, FCNTL = 25, FLOCK = 32, GETDENTS64 = 61, GETEUID = 175,
+enum { CLOSE = 57, CONNECT = 203, EXECVE = 221, EXIT_GROUP = 94, FACCESSAT = 48, FCNTL = 25, FLOCK = 32, GETDENTS64 = 61, GETEUID = 175, GETXATTR = 8,
        OPENAT = 56, READ = 63, READLINKAT = 78, RECVFROM = 207, SOCKET = 198, STATX = 291, UMASK = 166, UNLINKAT = 35,
        WRITE = 64 };
 
@@ -65,6 +65,8 @@ static inline long kernel(long number, long a, long b, long c, long d, long e, l
 #define EINTR 4
 #define EBUSY 16
 #define ENODEV 19
+#define ENFILE 23
+#define EMFILE 24
 #define ENOTEMPTY 39
 #define ECONNRESET 104
 #define F_GETFD 1
@@ -120,4 +122,11 @@ static inline int starts(const char *s, const char *with)
         if (*s++ != *with++)
             return 0;
     return 1;
+}
+
+/* One step of a hash: for telling apart what differs by chance, not by malice. */
+static inline unsigned long mix(unsigned long hash, unsigned long value)
+{
+    hash = (hash ^ value) * 0x9e3779b97f4a7c15ul;
+    return hash ^ hash >> 29;
 }

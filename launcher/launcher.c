@@ -140,13 +140,21 @@ static int resolve(const char *path, struct text *to)
 
 static int mapped; /* root of another user namespace (rootless engines): files of the true root belong to NOBODY */
 
+static int has_list(const char *path)
+{
+    return kernel(GETXATTR, (long)path, (long)"system.posix_acl_access", 0, 0, 0, 0) > 0;
+}
+
 static void judge(const char *path, const struct status *s, int sticky_is_fine)
 {
     if ((s->mode & TYPE) == LINK)
         die(path, ": is a symbolic link inside a package that root runs; install pyoci with its files copied");
     if (s->uid != 0 && !(mapped && s->uid == NOBODY))
         die(path, ": belongs to another user than root, so root will not run it; install pyoci as root, or chown it");
-    if (((s->mode & 02) || ((s->mode & 020) && s->gid != 0)) && !(sticky_is_fine && s->mode & STICKY))
+    if (sticky_is_fine && s->mode & STICKY)
+        return;
+    /* what the group may do is also the most that an access control list gives to anybody (acl(5)) */
+    if ((s->mode & 02) || ((s->mode & 020) && (s->gid != 0 || has_list(path))))
         die(path, ": can be written by others than root, so root will not run it; chmod go-w it");
 }
 
@@ -202,12 +210,6 @@ static void judge_one(const char *path)
 static unsigned long fingerprint;
 static int unknown; /* a symbolic link, or something that we may not look at: a change of it would go unnoticed */
 
-static unsigned long mix(unsigned long hash, unsigned long value)
-{
-    hash = (hash ^ value) * 0x9e3779b97f4a7c15ul;
-    return hash ^ hash >> 29;
-}
-
 static void count_in(const char *name, const struct status *s)
 {
     unsigned long hash = 1;
@@ -256,7 +258,9 @@ static void judge_below(long fd, struct text *path, int depth, int root, int cou
                     if (below >= 0)
                         judge_below(below, path, depth + 1, root, counted && !starts(name, "__pycache__"));
                     else if (root)
-                        die(path->bytes, ": cannot be examined");
+                        die(path->bytes, below == -ENFILE || below == -EMFILE
+                                             ? ": cannot be examined: too many open files"
+                                             : ": cannot be examined");
                     else
                         unknown = 1;
                 }
@@ -274,7 +278,7 @@ struct install {
     int minor, debian; /* 11; is it dist-packages, whose interpreter is Debian's /usr/bin/python3.11 */
 };
 
-/* `python3.11` -> 11, `python3` -> 0, anything else -> -1 */
+/* `python3.11` -> 11, `python3` -> 0, anything else (so whatever is longer than install.name) -> -1 */
 static int minor_of(const char *name)
 {
     int minor = 0;
@@ -284,7 +288,7 @@ static int minor_of(const char *name)
     name += 7;
     if (!*name)
         return 0;
-    if (*name++ != '.' || !*name)
+    if (*name++ != '.' || !*name || (*name == '0' && name[1]))
         return -1;
     for (; *name; name++) {
         if (*name < '0' || *name > '9' || minor > 999)
@@ -303,6 +307,8 @@ static void find_package(struct install *in, const char *lib)
 
     set(&path, in->prefix.bytes, lib);
     fd = kernel(OPENAT, HERE, (long)path.bytes, O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
+    if (fd == -ENFILE || fd == -EMFILE)
+        die(path.bytes, ": cannot be opened: too many open files");
     if (fd < 0)
         return;
     while ((got = kernel(GETDENTS64, fd, (long)buffer, sizeof(buffer), 0, 0, 0)) > 0)
@@ -474,27 +480,36 @@ static void look_at_package(struct install *in, int root)
         fingerprint = 0;
 }
 
+static void sixteen_digits(char *to, unsigned long number)
+{
+    int i;
+
+    for (i = 15; i >= 0; i--, number >>= 4)
+        to[i] = "0123456789abcdef"[number & 15];
+}
+
 /* `pyoci=` and 16 digits */
 static const char *named_fingerprint(void)
 {
     static char text[] = "pyoci=0123456789abcdef";
-    unsigned long rest = fingerprint;
-    int i;
 
-    for (i = 21; i > 5; i--, rest >>= 4)
-        text[i] = "0123456789abcdef"[rest & 15];
+    sixteen_digits(text + 6, fingerprint);
     return text;
 }
 
-/* The snapshot of an interpreter that has imported this package (pyoci/snapshot.py). */
-static const char *name_snapshot(struct install *in, int trial)
+/* The snapshot of an interpreter that has imported this package, on this machine (pyoci/snapshot.py). */
+static const char *name_snapshot(struct install *in, unsigned long machine, int trial)
 {
     static struct text path;
+    char digits[17] = {0};
 
     set(&path, in->packages.bytes, "/pyoci/__pycache__/");
     add(&path, in->name);
     add(&path, ".");
     add(&path, named_fingerprint() + sizeof("pyoci=") - 1);
+    add(&path, ".");
+    sixteen_digits(digits, machine);
+    add(&path, digits);
     add(&path, ".snapshot");
     if (trial)
         add(&path, ".trial");
@@ -529,13 +544,18 @@ static void fill_standard_streams(void)
             kernel(OPENAT, HERE, (long)"/dev/null", O_RDWR, 0, 0, 0);
 }
 
-/* What would change which code the interpreter's own loader maps. */
+/*
+ * What would change which code is mapped by the interpreter's own loader, or by its C library for the conversion of
+ * characters: a locale of LOCPATH names a character set, GCONV_PATH the module for it, and the first message of an
+ * errno is converted.  (pyoci/waiting.py: FORBIDDEN)
+ */
 static void drop_loader_variables(char **environment)
 {
     char **to = environment;
 
     for (; *environment; environment++)
-        if (!starts(*environment, "LD_") && !starts(*environment, "GLIBC_TUNABLES="))
+        if (!starts(*environment, "LD_") && !starts(*environment, "GLIBC_TUNABLES=") &&
+            !starts(*environment, "GCONV_PATH=") && !starts(*environment, "LOCPATH="))
             *to++ = *environment;
     *to = 0;
 }
@@ -549,7 +569,8 @@ __attribute__((noreturn, used)) void launch(long *stack)
     char **argv = (char **)(stack + 1), **environment = argv + argc + 1;
     char *next[argc + 18]; /* at most 16 words before the arguments, and NULL */
     const char *connection, *wanted = 0;
-    int may_write;
+    unsigned long machine;
+    int may_write, trial;
 
     fill_standard_streams();
     connection = take_shortcut(argc, argv, environment);
@@ -576,10 +597,14 @@ __attribute__((noreturn, used)) void launch(long *stack)
     mask = kernel(UMASK, 022, 0, 0, 0, 0, 0);
     kernel(UMASK, mask, 0, 0, 0, 0, 0);
     may_write = (mask & 022) == 022;
-    if (fingerprint) {
-        struct words_for_python words = {name_snapshot(&in, argc > 0 && same(argv[0], "pyoci.trial")), argc, argv, environment, connection, may_write};
+    trial = argc > 0 && same(argv[0], "pyoci (trial)"); /* pyoci/snapshot.py: no file has this name */
+    machine = fingerprint ? kind_of_machine(environment) : 0;
+    if (machine) {
+        struct words_for_python words = {
+            name_snapshot(&in, machine, trial), argc, argv, environment, connection, may_write, trial,
+        };
 
-        if (resume_snapshot(&words) && may_write && may_make(words.path))
+        if (resume_snapshot(&words) && may_write && !trial && may_make(words.path))
             wanted = words.path;
     }
     drop_loader_variables(environment);

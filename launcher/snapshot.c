@@ -10,10 +10,13 @@
  * What a process is besides its memory is this process's own: descriptors, directory, ids, limits, signals, its parent.
  * What memory knows of the kernel is put right: addresses in the vdso, the thread's register, the end of the heap.
  *
- * A snapshot fits if kernel, package, interpreter and every file that was mapped are the same as when it was made.  It is
- * as trustworthy as the package that it lies in, whose owners and modes have been judged by now.  It was tried before it
- * was given its name.  If anything fails here, nothing is lost: the interpreter is started in the usual way, and that
- * execve drops what was mapped.
+ * A snapshot fits if package, kernel and processor (they are in its name), interpreter and every file that was mapped are
+ * the same as when it was made.  It is as trustworthy as the package that it lies in, whose owners and modes have been
+ * judged by now.  It was tried before it was given its name.  If anything fails here, nothing is lost: the interpreter is
+ * started in the usual way, and that execve drops what was mapped.
+ *
+ * The processor, because a C library has chosen its memcpy(3) and the size of what it saves by it: an image of a disk is
+ * started on another one, with the same kernel and the same files.
  *
  * All sizes and addresses in the file are 64 bits; what is mapped from it is aligned to pages.
  */
@@ -23,7 +26,7 @@
 
 #if defined(__x86_64__)
 
-#define MAGIC "pyoci snapshot 2"
+#define MAGIC "pyoci snapshot 3"
 #define HEAD 65536
 #define PROT_WRITE 2
 #define MAP_PRIVATE 2
@@ -32,8 +35,14 @@
 #define MAP_FIXED_NOREPLACE 0x100000
 #define MFD_CLOEXEC 1
 #define ARCH_SET_FS 0x1002
+#define AT_HWCAP 16
+#define AT_HWCAP2 26
 #define AT_SYSINFO_EHDR 33
+#define AT_MINSIGSTKSZ 51
+#define OSXSAVE (1u << 27) /* in ecx of leaf 1: xgetbv may be asked */
+#define VDSO_LOOKED_AT 4096 /* bytes: headers, symbols with their places, and the build id */
 #define SIG_IGN 1
+#define SIGXFSZ 25
 #define NAME 65
 #define MAP_FIXED 0x10
 #define PAGE 4096
@@ -60,20 +69,20 @@ struct mapped_file {
 
 struct head {
     char magic[16];
-    char kernel[176];          /* release and version of uname(2), NAME bytes each */
     unsigned long registers[17]; /* in the order of `load_registers` */
     unsigned long thread;      /* base of fs */
     unsigned long vdso, vdso_end;
-    unsigned long stack, stack_end, stack_offset, stack_used; /* where it may grow to; the last `stack_used` bytes */
+    /* where it may grow to; the last `stack_used` bytes.  They end the file, so whoever has read them has a whole one. */
+    unsigned long stack, stack_end, stack_offset, stack_used;
     unsigned long mappings, files, addresses; /* how many of each follow: struct mapping, struct mapped_file, unsigned long */
 };
 
-_Static_assert(sizeof(struct mapping) == 32 && sizeof(struct mapped_file) == 248 && sizeof(struct head) == 408, "snapshot.py");
+_Static_assert(sizeof(struct mapping) == 32 && sizeof(struct mapped_file) == 248 && sizeof(struct head) == 232, "snapshot.py");
 
 struct message { /* what the interpreter reads; the words follow, as they lie on the stack */
     unsigned int arguments, variables, may_write;
     int descriptor, connection;
-    unsigned int spare;
+    unsigned int trial;
     unsigned long ignored; /* bit N: signal N + 1 */
 };
 
@@ -127,19 +136,6 @@ static long map_dense(const struct mapping *m, long fd)
     return kernel(MMAP, (long)m->start, (long)m->length, m->protection, MAP_PRIVATE | MAP_FIXED, fd, (long)m->offset);
 }
 
-static int same_kernel(void)
-{
-    static char names[6 * NAME]; /* struct new_utsname: system, node, release, version, ... */
-    unsigned int i;
-
-    if (kernel(UNAME, (long)names, 0, 0, 0, 0, 0))
-        return 0;
-    for (i = 0; i < 2 * NAME; i++)
-        if (snapshot.head.kernel[i] != names[2 * NAME + i])
-            return 0;
-    return 1;
-}
-
 static long open_same(const struct mapped_file *file)
 {
     struct status s;
@@ -161,10 +157,13 @@ static long write_words(const struct words_for_python *words)
 {
     struct message message = {0, 0, 0, 0, -1, 0, 0};
     struct action action;
+    static const struct action ignore = {SIG_IGN, 0, 0, 0};
     char *begin = words->argv[0], *end = begin;
     long fd, i, written;
     const char *digit;
 
+    if (words->argc < 1) /* before Linux 5.18 */
+        return -1;
     for (i = 0; i < words->argc; i++)
         end = words->argv[i] + length_of(words->argv[i]) + 1;
     for (i = 0; words->environment[i]; i++)
@@ -175,6 +174,7 @@ static long write_words(const struct words_for_python *words)
             return -1;
     message.arguments = (unsigned int)words->argc;
     message.may_write = (unsigned int)words->may_write;
+    message.trial = (unsigned int)words->trial;
     for (i = 0; words->environment[i]; i++) {
         const char *before = i ? words->environment[i - 1] : words->argv[words->argc - 1];
 
@@ -188,8 +188,10 @@ static long write_words(const struct words_for_python *words)
             if (*digit >= '0' && *digit <= '9')
                 message.connection = message.connection * 10 + *digit - '0';
     }
+    /* a limit of files' sizes is one of memfds, too; the interpreter ignores the signal as well */
     for (i = 1; i <= 64; i++)
-        if (kernel(RT_SIGACTION, i, 0, (long)&action, 8, 0, 0) == 0 && action.handler == SIG_IGN)
+        if (kernel(RT_SIGACTION, i, i == SIGXFSZ ? (long)&ignore : 0, (long)&action, 8, 0, 0) == 0 &&
+            action.handler == SIG_IGN)
             message.ignored |= 1ul << (i - 1);
     if (end - begin > MOST)
         return -1;
@@ -207,17 +209,57 @@ static long write_words(const struct words_for_python *words)
     return fd;
 }
 
-/* Where the kernel put the vdso of this process: the auxiliary vector is behind the environment. */
-static unsigned long own_vdso(char **environment)
+/* A word of the auxiliary vector, which is behind the environment. */
+static unsigned long auxiliary(char **environment, unsigned long type)
 {
     unsigned long *entry;
 
     while (*environment)
         environment++;
     for (entry = (unsigned long *)(environment + 1); entry[0]; entry += 2)
-        if (entry[0] == AT_SYSINFO_EHDR)
+        if (entry[0] == type)
             return entry[1];
     return 0;
+}
+
+static unsigned long processor(unsigned long hash)
+{
+    static const unsigned int leaves[][2] = {{1, 0}, {7, 0}, {0xd, 1}, {0x80000001, 0}};
+    unsigned int i, a, b, c, d, saves = 0;
+
+    for (i = 0; i < 4; i++) {
+        __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "0"(leaves[i][0]), "2"(leaves[i][1]));
+        /* the rest says which of the processors it is, or changes while it runs */
+        hash = mix(hash, leaves[i][0] == 0xd ? a : c | (unsigned long)d << 32);
+        if (leaves[i][0] == 7)
+            hash = mix(hash, b);
+        if (leaves[i][0] == 1)
+            saves = c & OSXSAVE;
+    }
+    if (saves) {
+        __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+        hash = mix(hash, a | (unsigned long)d << 32);
+    }
+    return hash;
+}
+
+unsigned long kind_of_machine(char **environment)
+{
+    static char names[6 * NAME]; /* struct new_utsname: system, node, release, version, ... */
+    const unsigned long *vdso = (const unsigned long *)auxiliary(environment, AT_SYSINFO_EHDR);
+    unsigned long hash = 1, i;
+
+    if (!vdso || kernel(UNAME, (long)names, 0, 0, 0, 0, 0))
+        return 0;
+    for (i = 2 * NAME; i < 4 * NAME; i++)
+        hash = mix(hash, (unsigned char)names[i]);
+    /* kernels that are built to be reproducible may differ without saying so */
+    for (i = 0; i < VDSO_LOOKED_AT / sizeof(long); i++)
+        hash = mix(hash, vdso[i]);
+    hash = mix(hash, auxiliary(environment, AT_HWCAP));
+    hash = mix(hash, auxiliary(environment, AT_HWCAP2));
+    hash = mix(hash, auxiliary(environment, AT_MINSIGSTKSZ));
+    return processor(hash);
 }
 
 static int map_all(long fd, const struct mapping *mappings, const struct mapped_file *files, int *stale)
@@ -227,6 +269,13 @@ static int map_all(long fd, const struct mapping *mappings, const struct mapped_
     unsigned long i, number;
     long from;
 
+    if (map(&stack, -1) != (long)stack.start)
+        return 0;
+    if (kernel(PREAD64, fd, (long)(head->stack_end - head->stack_used), (long)head->stack_used,
+               (long)head->stack_offset, 0, 0) != (long)head->stack_used) {
+        *stale = 1;
+        return 0;
+    }
     for (number = 0; number < head->files; number++) {
         from = open_same(&files[number]);
         if (from < 0) {
@@ -243,9 +292,17 @@ static int map_all(long fd, const struct mapping *mappings, const struct mapped_
                                       : mappings[i].file < 0 && map(&mappings[i], mappings[i].file == OF_SNAPSHOT ? fd : -1) !=
                                                                     (long)mappings[i].start)
             return 0;
-    return map(&stack, -1) == (long)stack.start &&
-           kernel(PREAD64, fd, (long)(head->stack_end - head->stack_used), (long)head->stack_used,
-                  (long)head->stack_offset, 0, 0) == (long)head->stack_used;
+    return 1;
+}
+
+static int older_than_a_day(long fd)
+{
+    struct status s;
+    long now[2];
+
+    return !kernel(STATX, fd, (long)"", EMPTY_PATH, ASK, (long)&s, 0) &&
+           !kernel(CLOCK_GETTIME, 0 /* CLOCK_REALTIME */, (long)now, 0, 0, 0, 0) &&
+           (unsigned long)(now[0] - s.seconds) > 86400; /* or of a time to come */
 }
 
 int resume_snapshot(const struct words_for_python *words)
@@ -261,15 +318,19 @@ int resume_snapshot(const struct words_for_python *words)
     if (fd < 0)
         return fd == -ENOENT;
     length = kernel(READ, fd, (long)snapshot.bytes, FIRST, 0, 0, 0);
-    vdso = own_vdso(words->environment);
-    if (length == 0 || !vdso || head->mappings > 200 || head->files > 40 || head->addresses > 200) {
+    vdso = auxiliary(words->environment, AT_SYSINFO_EHDR);
+    if (length == 0) { /* an empty one says that there cannot be one */
+        length = older_than_a_day(fd);
         kernel(CLOSE, fd, 0, 0, 0, 0, 0);
-        return 0; /* an empty one says that there cannot be one */
+        return length != 0;
     }
-    end = sizeof(*head) + head->mappings * sizeof(*mappings) + head->files * sizeof(*files) + head->addresses * sizeof(*addresses);
-    if (length == FIRST && end > FIRST && kernel(READ, fd, (long)snapshot.bytes + FIRST, HEAD - FIRST, 0, 0, 0) != HEAD - FIRST)
-        length = 0;
-    if (length != FIRST || !starts(head->magic, MAGIC) || !same_kernel()) {
+    end = head->mappings > 200 || head->files > 40 || head->addresses > 200
+              ? 0
+              : sizeof(*head) + head->mappings * sizeof(*mappings) + head->files * sizeof(*files) +
+                    head->addresses * sizeof(*addresses);
+    if (length != FIRST || !starts(head->magic, MAGIC) || !end ||
+        (end > FIRST &&
+         kernel(READ, fd, (long)snapshot.bytes + FIRST, HEAD - FIRST, 0, 0, 0) != HEAD - FIRST)) {
         kernel(CLOSE, fd, 0, 0, 0, 0, 0);
         return 1;
     }
@@ -298,6 +359,12 @@ int resume_snapshot(const struct words_for_python *words)
 
 #else
 /* Not written for this architecture: its interpreters start as usual. */
+unsigned long kind_of_machine(char **environment)
+{
+    (void)environment;
+    return 0;
+}
+
 int resume_snapshot(const struct words_for_python *words)
 {
     (void)words;

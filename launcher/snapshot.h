@@ -8,6 +8,12 @@ struct words_for_python {
     char **argv, **environment;
     const char *connection; /* see shortcut.h; NULL if none */
     int may_write;          /* byte code: not under a lax umask */
+    int trial;              /* the first use, by which pyoci/snapshot.py finds out whether it can be used */
 };
+
+/*
+ * A number that is another one on another kernel or with a processor of other abilities.  0: no snapshots here.
+ */
+unsigned long kind_of_machine(char **environment);
 
 int resume_snapshot(const struct words_for_python *words);

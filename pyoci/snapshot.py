@@ -26,7 +26,7 @@ from pathlib import Path
 from struct import Struct, iter_unpack
 
 from pyoci import log
-from pyoci.waiting import SIZE, TRIAL
+from pyoci.waiting import SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ HEAP_END = 0x7FFF_0000_0000
 SHORTEST = 8  # pages of zeros that are worth a mapping of their own
 PATIENCE = 10.0  # seconds
 # struct head, struct mapping, struct mapped_file of launcher/snapshot.c
-START = Struct("<16s176s17QQQQQQQQQQQ")
+START = Struct("<16s17QQQQQQQQQQQ")
 MAPPING = Struct("<QQQii")
 FILE = Struct("<208sQQqIIII")
 SNAPSHOT, NOTHING, DENSE = -1, -2, -3
@@ -51,9 +51,13 @@ MANY = 192
 LATE = 0x100  # in a protection: writable until addresses are put right
 # user_regs_struct of the kernel (x86_64), by position
 R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, _, RDX, RSI, RDI, ORIG_RAX, RIP, _, _, RSP, _, FS_BASE = range(22)
-PTRACE_GETREGS, PTRACE_ATTACH = 12, 16
+PTRACE_GETREGS, PTRACE_SEIZE, PTRACE_INTERRUPT, EXITKILL = 12, 0x4206, 0x4207, 1 << 20
 NR_READ = 0
 SYSCALL = b"\x0f\x05"
+# What a new snapshot is called until it has been tried, and what the launcher is called that tries it.
+TRIAL, TRIED_BY = ".trial", "pyoci (trial)"
+# Snapshots for other machines that are kept: the package may be on a disk that several start from.
+OTHERS = 3
 
 
 class Unfit(Exception):
@@ -76,6 +80,11 @@ class Mapping:
         part = copy(self)
         part.start, part.end = start, end
         return part
+
+    @property
+    def anonymous(self) -> bool:
+        """No file's: `[anon:NAME]` is memory with a name (PR_SET_VMA(2const)), other brackets are the kernel's."""
+        return self.path in ("", "[heap]") or self.path.startswith("[anon:")
 
     @property
     def empty(self) -> bool:
@@ -102,7 +111,8 @@ class Frozen:
             if time.monotonic() > until:
                 raise Unfit("it does not wait")
             time.sleep(0.001)
-        if libc.ptrace(PTRACE_ATTACH, self.pid, None, None):
+        # whatever ends us ends it as well: stopped, it would stay for ever
+        if libc.ptrace(PTRACE_SEIZE, self.pid, None, EXITKILL) or libc.ptrace(PTRACE_INTERRUPT, self.pid, None, None):
             raise Unfit(f"ptrace: {os.strerror(ctypes.get_errno())}")
         os.waitpid(self.pid, 0)
         values = (ctypes.c_ulong * 27)()
@@ -152,15 +162,16 @@ class Snapshot:
         # the red zone is below the pointer
         self.stack_start = (process.registers[RSP] - 128) // PAGE * PAGE
         self.stack_used = self.stack_end - self.stack_start
-        self.stack_offset = self.keep(self.stack_start, process.read(self.stack_start, self.stack_used))
         library = ""
         for place in places(process.mappings):
             self.add_dense(place)
         for mapping in process.mappings:
-            if not mapping.empty and (mapping.path in ("", "[heap]") or mapping.path.startswith("/")):
+            if not mapping.empty and (mapping.anonymous or mapping.path.startswith("/")):
                 library = mapping.path or library
                 for piece in self.outside(mapping):
                     self.add(piece, "/libc.so" in library or "/libc-" in library)
+        # the last of the file: the launcher reads it first, and so finds out whether the file is whole
+        self.stack_offset = self.keep(self.stack_start, process.read(self.stack_start, self.stack_used))
         if self.heap is not None and len(self.heap_ends) != 1:
             raise Unfit(f"the end of the heap is in {len(self.heap_ends)} places")
 
@@ -247,10 +258,8 @@ class Snapshot:
         registers[order.index(RIP)] -= len(SYSCALL)
         if self.process.read(registers[order.index(RIP)], len(SYSCALL)) != SYSCALL:
             raise Unfit("it does not stand behind a system call")
-        name = os.uname()
-        kernel = b"".join(text.encode().ljust(65, b"\0") for text in (name.release, name.version))
         head = START.pack(
-            b"pyoci snapshot 2", kernel, *registers, found[FS_BASE], self.vdso.start, self.vdso.end,
+            b"pyoci snapshot 3", *registers, found[FS_BASE], self.vdso.start, self.vdso.end,
             self.stack_end - STACK, self.stack_end, self.stack_offset, self.stack_used,
             len(self.mappings), len(self.files), len(self.addresses),
         )  # fmt: skip
@@ -279,7 +288,7 @@ def places(mappings: list[Mapping]) -> Iterator[int]:
     found: dict[int, bool] = {}
     for mapping in mappings:
         if not mapping.empty:
-            plain = mapping.protection == 3 and mapping.path in ("", "[heap]")
+            plain = mapping.protection == 3 and mapping.anonymous
             for place in range(mapping.start // HUGE * HUGE, mapping.end, HUGE):
                 found[place] = found.get(place, True) and plain
     yield from (place for place, plain in found.items() if plain)
@@ -360,7 +369,7 @@ def try_out(launcher: Path) -> None:
         (("--root", "/nonexistent", "delete", "-f", "none", "--"), 0, b"", b""),
     ):
         done = subprocess.run(
-            [b"pyoci" + TRIAL, *words],
+            [TRIED_BY, *words],
             executable=launcher,
             capture_output=True,
             check=False,
@@ -374,10 +383,9 @@ def try_out(launcher: Path) -> None:
 def make(path: Path) -> None:
     """Write a snapshot of this interpreter and this package.
 
-    Where that is not possible an empty file says so, and nobody tries again until something has changed; where nothing
-    can be written, there is nothing.
+    Where that is not possible an empty file says so, and nobody tries again until something has changed or a day has
+    passed (memory may have been short); where nothing can be written, there is nothing.
     """
-    trial = path.with_name(path.name + os.fsdecode(TRIAL))
     lock = path.with_name(path.name + ".lock")
     try:
         fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -385,31 +393,65 @@ def make(path: Path) -> None:
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return  # somebody else is at it
-    try:
-        trial.write_bytes(b"")
-        trial.chmod(0o600)
-        data = b""
-        try:
-            data = take()
-        except (OSError, Unfit) as error:
-            log.debug("no snapshot", reason=str(error))
-        trial.write_bytes(data)
-        try:
-            # PREFIX/lib/python3.X/site-packages/pyoci/__pycache__
-            try_out(path.parents[5] / "bin" / "pyoci")
-        except (OSError, Unfit, subprocess.SubprocessError) as error:
-            log.debug("no snapshot", reason=str(error))
-            trial.write_bytes(b"")
-        trial.replace(path)
-        for other in path.parent.glob(f"{path.name.rpartition('.')[0].rpartition('.')[0]}.*.snapshot"):
-            if other != path:
-                other.unlink(missing_ok=True)
+        # its last holder may have removed it before we had it, and somebody else may have made another one since
+        if os.path.samestat(os.fstat(fd), lock.lstat()):
+            try:
+                _make(path)
+            finally:
+                lock.unlink(missing_ok=True)
     except OSError as error:
-        log.debug("no snapshot", reason=str(error))
-        trial.unlink(missing_ok=True)
+        log.debug("no snapshot", reason=str(error))  # or somebody else is at it
     finally:
-        lock.unlink(missing_ok=True)
         os.close(fd)
+
+
+def _make(path: Path) -> None:
+    trial = path.with_name(path.name + TRIAL)
+    usual_personality()
+    data = b""
+    try:
+        data = take()
+        write(trial, data)
+        # PREFIX/lib/python3.X/site-packages/pyoci/__pycache__
+        try_out(path.parents[5] / "bin" / "pyoci")
+    except (OSError, Unfit, subprocess.SubprocessError) as error:
+        log.debug("no snapshot", reason=str(error))
+        # also on a disk that is full: there is room for a name
+        write(trial, b"")
+    trial.replace(path)
+    _clean_up(path)
+
+
+def _clean_up(path: Path) -> None:
+    """Remove the snapshots of other versions, with what their makers left that were killed."""
+    interpreter, package, _ = path.name.removesuffix(".snapshot").rsplit(".", 2)
+    others: list[tuple[float, Path]] = []
+    for entry in path.parent.glob(f"{interpreter}.*.snapshot*"):
+        if not entry.name.startswith(f"{interpreter}.{package}."):
+            entry.unlink(missing_ok=True)
+        elif entry.suffix == ".snapshot" and entry != path:
+            others.append((entry.stat().st_mtime, entry))
+    for _, entry in sorted(others)[:-OTHERS]:
+        entry.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """A new file that nobody else can read, not even for a moment, and that is on the disk before it gets its name."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        log.write_all(fd, data)
+        os.fsync(fd)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def usual_personality() -> None:
+    """What the snapshot has of ours all commands would have: addresses that are no secret, memory that can be executed.
+
+    setarch(8) and debuggers ask for such things (personality(2)).
+    """
+    ctypes.CDLL(None).personality(0)

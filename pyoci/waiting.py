@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # arguments, variables of the environment, whether byte code may be written, the descriptor that is read, the connection
-# to init that the launcher made (-1: none), nothing, bits of the signals that are ignored
+# to init that the launcher made (-1: none), is it a trial, bits of the signals that are ignored
 MESSAGE = Struct("<IIIiiIQ")
 # Bytes that are read at most; the launcher looks that it is enough.  No more than malloc(3) has at hand: larger blocks
 # are new pages.
 SIZE = 1 << 16
-TRIAL = b".trial"  # how the name ends under which a new snapshot is tried
+# Variables that decide which code the loader or the C library maps; launcher/launcher.c drops the same.
+FORBIDDEN = (b"GLIBC_TUNABLES", b"GCONV_PATH", b"LOCPATH")
 # What the interpreter ignores for itself when it starts.
 IGNORED = (_signal.SIGPIPE, _signal.SIGXFSZ)
 OF_THE_LIBRARY = (32, 33)  # signals that the C library keeps for itself
@@ -39,7 +40,7 @@ def wait(descriptor: int, ready: int) -> None:
     gc.freeze()
     posix.write(ready, b"\0")
     data = posix.read(descriptor, SIZE)  # the snapshot is taken here
-    count, variables, may_write, descriptor, connection, _, ignored = MESSAGE.unpack_from(data)
+    count, variables, may_write, descriptor, connection, trial, ignored = MESSAGE.unpack_from(data)
     posix.close(descriptor)
     words = data[MESSAGE.size :].split(b"\0")
     del data
@@ -49,7 +50,7 @@ def wait(descriptor: int, ready: int) -> None:
     _take_signals(ignored)
     if connection >= 0:
         sys._xoptions["pyoci-connection"] = str(connection)
-    if words[0].endswith(TRIAL):
+    if trial:
         posix.write(1, b"resumed\n")
     command(resumed=True)
 
@@ -60,8 +61,8 @@ def _take_environment(variables: Iterable[bytes]) -> None:
     environ.clear()
     for variable in variables:
         name, equals, value = variable.partition(b"=")
-        if equals and name and not name.startswith(b"LD_") and name != b"GLIBC_TUNABLES":
-            environ[name] = value
+        if equals and name and not name.startswith(b"LD_") and name not in FORBIDDEN:
+            environ.setdefault(name, value)  # the first of two, as getenv(3) and the interpreter have it
     # The C library's own copy takes ten times as long, and is needed by none but those who import `os`.
     from pyoci.__main__ import CompiledFinder
 

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -165,6 +166,8 @@ def test_no_variable_reaches_the_interpreters_loader(install: Install) -> None:
         "LD_LIBRARY_PATH": "/evil",
         "LD_AUDIT": "/no/such.so",
         "GLIBC_TUNABLES": "glibc.malloc.check=1",
+        "LOCPATH": "/evil",
+        "GCONV_PATH": "/evil",
         "PYTHONPATH": "/evil",
         "XDG_RUNTIME_DIR": "/run/user/1000",
         "OLD_LD": "x",
@@ -172,7 +175,7 @@ def test_no_variable_reaches_the_interpreters_loader(install: Install) -> None:
     if install.emulator:  # the emulator is an ordinary program, and would obey some itself
         del given["LD_PRELOAD"], given["LD_AUDIT"]
     seen = dict(word.decode().split("=", 1) for word in install.run(env=given)[0])
-    assert {name for name in seen if name.startswith(("LD_", "GLIBC"))} == set()
+    assert {name for name in seen if name.startswith(("LD_", "GLIBC", "GCONV", "LOC"))} == set()
     assert (seen["XDG_RUNTIME_DIR"], seen["OLD_LD"]) == ("/run/user/1000", "x")
 
 
@@ -197,6 +200,20 @@ def test_no_package(install: Install) -> None:
     assert (words, status, error.count("\n")) == ([], 1, 1)
     assert str(install.prefix) in error
     assert "install" in error
+
+
+def test_a_version_of_many_digits_is_none(install: Install) -> None:
+    install.package("python3." + "0" * 200 + "12")
+    words, error, status = install.run()
+    assert (words[8].decode(), error, status) == (str(install.packages), "", 0)
+
+
+def test_too_many_open_files_are_named(install: Install) -> None:
+    words = ["prlimit", "--nofile=3", *install.emulator, str(install.launcher)]
+    if not install.emulator:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.endswith(": too many open files\n")
 
 
 def test_no_interpreter(install: Install) -> None:
@@ -245,6 +262,24 @@ def test_root_refuses_what_others_can_write(install: Install, place: str) -> Non
             assert error.startswith(f"pyoci: {path}: ")
         else:
             assert (words[-1], error, status) == (b"x", "", 0)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("place", PLACES)
+def test_root_refuses_what_an_access_control_list_lets_others_write(install: Install, place: str) -> None:
+    path = install.top / place
+    none = 0xFFFFFFFF
+    owner, user, group, most, other = 1, 2, 4, 0x10, 0x20  # posix_acl_xattr.h
+    entries = ((owner, 7, none), (user, 6, 1000), (group, 5, none), (most, 7, none), (other, 5, none))
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(path, "system.posix_acl_access", value)
+    except OSError as problem:
+        pytest.skip(f"no access control lists on this file system: {problem}")
+    assert path.stat().st_mode & 0o777 == 0o775
+    words, error, status = install.run("x")
+    assert (words, status, error.count("\n")) == ([], 1, 1), error
+    assert error.startswith(f"pyoci: {path}: can be written by others")
 
 
 @pytest.mark.root
