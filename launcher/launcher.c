@@ -597,7 +597,7 @@ __attribute__((noreturn, used)) void launch(long *stack)
     mask = kernel(UMASK, 022, 0, 0, 0, 0, 0);
     kernel(UMASK, mask, 0, 0, 0, 0, 0);
     may_write = (mask & 022) == 022;
-    trial = argc > 0 && same(argv[0], "pyoci (trial)"); /* pyoci/snapshot.py: no file has this name */
+    trial = argc > 0 && same(argv[0], "pyoci (trial)"); /* pyoci/snapshot_write.py: no file has this name */
     machine = fingerprint ? kind_of_machine(environment) : 0;
     if (machine) {
         struct words_for_python words = {

@@ -8,7 +8,7 @@ struct words_for_python {
     char **argv, **environment;
     const char *connection; /* see shortcut.h; NULL if none */
     int may_write;          /* byte code: not under a lax umask */
-    int trial;              /* the first use, by which pyoci/snapshot.py finds out whether it can be used */
+    int trial;              /* the first use, by which pyoci/snapshot_write.py finds out whether it can be used */
 };
 
 /*

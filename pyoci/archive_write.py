@@ -199,7 +199,7 @@ def _keep() -> None:
         return
     everything = (archive.ALL, *archive.HOT)
     write(name for name in everything if name in archive.missing or not Path(archive.path(name)).exists())
-    from pyoci.snapshot import make
+    from pyoci.snapshot_write import make
 
     make(Path(path))
 

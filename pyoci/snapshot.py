@@ -2,7 +2,7 @@
 
 An interpreter is started as the launcher would start it, imports what the commands of archives need, and waits in
 read(2) (`waiting`).  It is stopped there with ptrace(2), its mappings and registers are written down, and it is
-killed.  The file is tried with two commands before it gets its name; if anything is not as expected there is no
+killed.  The file is tried before it gets its name (`snapshot_write`); if anything is not as expected there is no
 snapshot, and commands start an interpreter as before.
 
 Mappings of files that nobody has written to are mapped from those files again; all else is in the snapshot, page by
@@ -15,7 +15,6 @@ register.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -25,7 +24,6 @@ from copy import copy
 from pathlib import Path
 from struct import Struct, iter_unpack
 
-from pyoci import log
 from pyoci.waiting import SIZE
 
 TYPE_CHECKING = False
@@ -39,7 +37,7 @@ STACK = 8 << 20
 # brk(2) to somewhere above all mappings fails, because they are in between
 HEAP_END = 0x7FFF_0000_0000
 SHORTEST = 8  # pages of zeros that are worth a mapping of their own
-PATIENCE = 10.0  # seconds
+PATIENCE = 30.0  # seconds; a machine may be busy
 # struct head, struct mapping, struct mapped_file of launcher/snapshot.c
 START = Struct("<16s17QQQQQQQQQQQ")
 MAPPING = Struct("<QQQii")
@@ -54,10 +52,6 @@ R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, _, RDX, RSI, RDI, ORIG_RAX,
 PTRACE_GETREGS, PTRACE_SEIZE, PTRACE_INTERRUPT, EXITKILL = 12, 0x4206, 0x4207, 1 << 20
 NR_READ = 0
 SYSCALL = b"\x0f\x05"
-# What a new snapshot is called until it has been tried, and what the launcher is called that tries it.
-TRIAL, TRIED_BY = ".trial", "pyoci (trial)"
-# Snapshots for other machines that are kept: the package may be on a disk that several start from.
-OTHERS = 3
 
 
 class Unfit(Exception):
@@ -360,98 +354,3 @@ def take() -> bytes:
         child.wait()
         os.close(reading)
         os.close(writing)
-
-
-def try_out(launcher: Path) -> None:
-    """Two commands with the snapshot under its trial name; Unfit if they do not do what they should."""
-    for words, status, out, error in (
-        (("--root", "/nonexistent", "state", "none"), 1, b"", b"does not exist"),
-        (("--root", "/nonexistent", "delete", "-f", "none", "--"), 0, b"", b""),
-    ):
-        done = subprocess.run(
-            [TRIED_BY, *words],
-            executable=launcher,
-            capture_output=True,
-            check=False,
-            timeout=PATIENCE,
-            env={"A": "1"},
-        )
-        if (done.returncode, done.stdout) != (status, b"resumed\n" + out) or error not in done.stderr:
-            raise Unfit(f"a trial ended with {done.returncode}: {done.stdout!r} {done.stderr!r}")
-
-
-def make(path: Path) -> None:
-    """Write a snapshot of this interpreter and this package.
-
-    Where that is not possible an empty file says so, and nobody tries again until something has changed or a day has
-    passed (memory may have been short); where nothing can be written, there is nothing.
-    """
-    lock = path.with_name(path.name + ".lock")
-    try:
-        fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # its last holder may have removed it before we had it, and somebody else may have made another one since
-        if os.path.samestat(os.fstat(fd), lock.lstat()):
-            try:
-                _make(path)
-            finally:
-                lock.unlink(missing_ok=True)
-    except OSError as error:
-        log.debug("no snapshot", reason=str(error))  # or somebody else is at it
-    finally:
-        os.close(fd)
-
-
-def _make(path: Path) -> None:
-    trial = path.with_name(path.name + TRIAL)
-    usual_personality()
-    data = b""
-    try:
-        data = take()
-        write(trial, data)
-        # PREFIX/lib/python3.X/site-packages/pyoci/__pycache__
-        try_out(path.parents[5] / "bin" / "pyoci")
-    except (OSError, Unfit, subprocess.SubprocessError) as error:
-        log.debug("no snapshot", reason=str(error))
-        # also on a disk that is full: there is room for a name
-        write(trial, b"")
-    trial.replace(path)
-    _clean_up(path)
-
-
-def _clean_up(path: Path) -> None:
-    """Remove the snapshots of other versions, with what their makers left that were killed."""
-    interpreter, package, _ = path.name.removesuffix(".snapshot").rsplit(".", 2)
-    others: list[tuple[float, Path]] = []
-    for entry in path.parent.glob(f"{interpreter}.*.snapshot*"):
-        if not entry.name.startswith(f"{interpreter}.{package}."):
-            entry.unlink(missing_ok=True)
-        elif entry.suffix == ".snapshot" and entry != path:
-            others.append((entry.stat().st_mtime, entry))
-    for _, entry in sorted(others)[:-OTHERS]:
-        entry.unlink(missing_ok=True)
-
-
-def write(path: Path, data: bytes) -> None:
-    """A new file that nobody else can read, not even for a moment, and that is on the disk before it gets its name."""
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        log.write_all(fd, data)
-        os.fsync(fd)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
-
-
-def usual_personality() -> None:
-    """What the snapshot has of ours all commands would have: addresses that are no secret, memory that can be executed.
-
-    setarch(8) and debuggers ask for such things (personality(2)).
-    """
-    ctypes.CDLL(None).personality(0)

@@ -26,7 +26,12 @@ EXPENSIVE = frozenset(
     )
 )  # fmt: skip
 # Never loaded on the way to a started container: a filter that is not in the cache, and programs for people.
-COLD = frozenset(("pyoci.archive_write", "pyoci.cgroup.device_filter", "pyoci.libseccomp", "pyoci.snapshot"))
+COLD = frozenset(
+    (
+        "pyoci.archive_write", "pyoci.cgroup.device_filter", "pyoci.libseccomp", "pyoci.snapshot",
+        "pyoci.snapshot_write",
+    )
+)  # fmt: skip
 # What makes a module able to look at, or touch, the machine.
 IMPURE = frozenset(
     (

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from containers import HERE, Box, needed, until
 
-from pyoci import snapshot, waiting
+from pyoci import snapshot, snapshot_write, waiting
 
 pytestmark = [
     *needed,
@@ -472,11 +472,28 @@ def test_nobody_else_can_open_it_while_it_is_made(tmp_path: Path, monkeypatch: p
     (tmp_path / "new").symlink_to(tmp_path / "theirs")
     old = os.umask(0)
     try:
-        snapshot.write(tmp_path / "new", b"ours")
+        snapshot_write.write(tmp_path / "new", b"ours")
     finally:
         os.umask(old)
     assert seen == [0o600, 0o600]
     assert ((tmp_path / "new").read_text(), (tmp_path / "theirs").read_text()) == ("ours", "theirs")
+
+
+def test_a_trial_may_meet_bad_luck(tmp_path: Path) -> None:
+    """The addresses of a snapshot are taken in one process of many; that says nothing about the snapshot."""
+    launcher = tmp_path / "pyoci"
+    launcher.write_text(
+        f"""#!/bin/sh
+echo >>{tmp_path}/count
+[ $(wc -l <{tmp_path}/count) -gt 2 ] && echo resumed
+[ $3 = delete ] || {{ echo does not exist >&2; exit 1; }}
+"""
+    )
+    launcher.chmod(0o755)
+    snapshot_write.try_out(launcher)
+    launcher.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(snapshot.Unfit, match="ended with 3"):
+        snapshot_write.try_out(launcher)
 
 
 def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,8 +506,8 @@ def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.
         lock.touch()
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr(snapshot, "_make", lambda path: pytest.fail("two makers"))
-    snapshot.make(path)
+    monkeypatch.setattr(snapshot_write, "_make", lambda path: pytest.fail("two makers"))
+    snapshot_write.make(path)
     assert lock.exists()
 
 
