@@ -86,7 +86,12 @@ class Directory:
             if error.errno == errno.EEXIST:
                 raise Exists(id) from None
             raise PyociError(f"container {id!r}: mkdir {root}/{id}: {_words(error)}") from None
-        return cls(id, f"{root}/{id}", posix.open(id, _DIRECTORY, dir_fd=root_fd), root_fd)
+        try:
+            fd = posix.open(id, _DIRECTORY, dir_fd=root_fd)
+        except FileNotFoundError:
+            posix.close(root_fd)
+            raise NotFound(id) from None  # a delete was quicker
+        return cls(id, f"{root}/{id}", fd, root_fd)
 
     @classmethod
     def open(cls, root: str, id: str) -> Self:

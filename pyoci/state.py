@@ -13,7 +13,7 @@ import posix
 import time
 
 from pyoci.directory import LAST, Directory, default_root, ids, read_file
-from pyoci.errors import NotFound, PyociError
+from pyoci.errors import Exists, NotFound, PyociError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,6 +161,20 @@ class Store(Directory):
     """A container's directory, with the state in it."""
 
     __slots__ = ()
+
+    def take(self) -> None:
+        """Lock the directory that `create` made; Exists when it is, by now, another's.
+
+        Between mkdir(2) and open(2) a delete may have removed ours, and another create made its own: both have opened
+        that.  Its owner is who has written a state first.
+        """
+        self.lock()
+        for name in (FILE, DRAFT):
+            try:
+                posix.stat(name, dir_fd=self.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            raise Exists(self.id)
 
     def load(self) -> State:
         """NotFound when create never got as far as writing it, PyociError when it cannot be read."""

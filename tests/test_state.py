@@ -53,6 +53,23 @@ def store(base: str) -> Iterator[Store]:
     made.close()
 
 
+def test_a_directory_that_became_anothers_is_left_alone(store: Store, base: str) -> None:
+    """A delete between mkdir and open, and another create: what both have opened is whose state it is."""
+    with Store.open(base, "c1") as other:
+        other.take()
+        other.save(State("c1", "/b", "/r", phase="creating"))
+        other.unlock()
+        with pytest.raises(Exists):
+            store.take()
+        assert other.load().phase == "creating"
+
+
+def test_a_directory_without_a_state_is_taken(store: Store, base: str) -> None:
+    store.take()
+    with Store.open(base, "c1") as other:
+        assert other.busy()
+
+
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "100"]) as running:

@@ -224,6 +224,11 @@ class Creation:
         """Perform the plan up to "created" (with a listener) or to the user's program; undoes everything when it
         fails."""
         try:
+            self.store.take()
+        except BaseException:
+            self.store.close()  # what is in it is not ours to undo
+            raise
+        try:
             return self._build()
         except BaseException as error:
             problem = self._explain(error)
@@ -239,7 +244,6 @@ class Creation:
             from pyoci.pidfd import Receiver
 
             self.performer.receiver = Receiver(options.pidfd_socket)
-        store.lock()
         # Killed at any moment from here on, what we are about to make must be known: before it is made, as intended.
         intended = missing(self.state.cgroup_paths)
         if self.state.unit:

@@ -91,7 +91,6 @@ class Restoration(Creation):
     def _build(self) -> Session:
         blueprint, store, state = self.blueprint, self.store, self.state
         plan = blueprint.plan
-        store.lock()
         # Killed at any moment from here on, what we are about to make must be known: before it is made, as intended.
         state.cgroup_created = missing(state.cgroup_paths)
         if state.unit:
