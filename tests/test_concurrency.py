@@ -142,7 +142,7 @@ def test_fifty_race_on_few_names(crowd: Crowd, seed: int) -> None:
                 heard[f"{words[0]} {status}"] += 1
                 if status == 0:
                     assert error == "" or words[0] == "delete", (words, error)
-                else:
+                elif (words[0], status) != ("exec", 137):  # its program was killed with the container: passed through
                     assert error.count("\n") == 1 and re.match(r"pyoci( \w+ failed)?: ", error), (words, status, error)
                     assert "Traceback" not in error and "assert" not in error, (words, status, error)
     assert heard["create 0"] and heard["run 0"] + heard["start 0"], heard

@@ -6,7 +6,7 @@ import posix
 from errno import EBUSY, ENOENT, EOPNOTSUPP
 
 from pyoci.container.perform import write_pid_file
-from pyoci.errors import PyociError, WrongState
+from pyoci.errors import NotFound, PyociError, WrongState
 from pyoci.host import lacks_home, probe
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Died, Failure, Session, perform_write, template
@@ -48,7 +48,10 @@ def exec_(options: ExecOptions) -> int:
         if found not in ("created", "running", "paused"):
             raise WrongState(f"cannot exec in a {found} container")
         # checked by create, and kept by it where only we can write
-        spec = load(store.read("config.json"), checked=True)
+        try:
+            spec = load(store.read("config.json"), checked=True)
+        except FileNotFoundError:
+            raise NotFound(store.id) from None  # it has been deleted since
         process = _process(options, spec)
         paths = None
         if options.cgroups:
