@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import posix
 
-from pyoci.cgroup.detect import unescape
-from pyoci.cgroup.files import read
 from pyoci.errors import CallError, PyociError
 from pyoci.kernel.errnos import words
 from pyoci.kernel.flags import MNT_DETACH
+from pyoci.mountinfo import mount_of, rows
 
 NAMESPACE = "/proc/self/ns/mnt"
 MOST = 1000  # mounts that somebody may have stacked on the root meanwhile
@@ -34,35 +33,18 @@ def intended(path: str) -> dict[str, str]:
             raise PyociError("/root/path: / is everybody's root: mounting in it needs a mount namespace")
         real = posix.readlink(f"/proc/self/fd/{fd}")
         parent = mount_of(fd)
-        known = mounts()
-        above, point, group = known.get(parent, ("", "", ""))
-        if point == real and group and group == known.get(above, ("", "", ""))[2]:
+        known = rows()
+        mount = known.get(parent)
+        above = known.get(mount.parent) if mount is not None else None
+        if mount and above and mount.place == real and mount.group and mount.group == above.group:
             # what is mounted on it is also mounted under it, and takes it along when it goes (mount_namespaces(7))
             raise PyociError(
                 f"/root/path: {path} is bound in the mount that it is of, and shared with it: mounting in it needs a "
                 "mount namespace, or mount --make-private"
             )
-        return {"namespace": posix.readlink(NAMESPACE), "path": real, "parent": parent}
+        return {"namespace": posix.readlink(NAMESPACE), "path": real, "parent": str(parent)}
     finally:
         posix.close(fd)
-
-
-def mount_of(fd: int) -> str:
-    """The number of the mount that an open file is on (proc_pid_fdinfo(5))."""
-    for line in read(f"/proc/self/fdinfo/{fd}").splitlines():
-        if line.startswith(b"mnt_id:"):
-            return line.split()[1].decode()
-    raise PyociError(f"/proc/self/fdinfo/{fd} does not tell the mount")
-
-
-def mounts() -> dict[str, tuple[str, str, str]]:
-    """Of all mounts in our namespace, by number: (number of the parent, mount point, peer group or "")."""
-    found = {}
-    for line in read("/proc/self/mountinfo").decode("utf-8", "surrogateescape").splitlines():
-        fields = line.partition(" - ")[0].split(" ")
-        group = next((word for word in fields[6:] if word.startswith("shared:")), "")
-        found[fields[0]] = (fields[1], unescape(fields[4]), group)
-    return found
 
 
 def take_down(known: dict[str, str]) -> None:
@@ -75,9 +57,10 @@ def take_down(known: dict[str, str]) -> None:
                 f"nsenter --mount=/proc/{other}/ns/mnt, and delete it there"
             )
         return  # it ended, and they with it
+    parent = int(known["parent"])
     for _ in range(MOST):
-        now = mounts()
-        ours = [number for number, at in now.items() if at[:2] == (known["parent"], known["path"])]
+        now = rows()
+        ours = [row.id for row in now.values() if (row.parent, row.place) == (parent, known["path"])]
         if not ours:
             return
         fd = posix.open(known["path"], posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
@@ -85,8 +68,8 @@ def take_down(known: dict[str, str]) -> None:
             # what is on top of it goes first; it is in it, or else something else covers the path
             number = top = mount_of(fd)
             while number in now and number not in ours:
-                number = now[number][0]
-                if number == known["parent"]:
+                number = now[number].parent
+                if number == parent:
                     break
             if number not in ours:
                 raise PyociError(f"{CLAUSE}: {known['path']} is covered by another mount: umount that first")
@@ -96,7 +79,7 @@ def take_down(known: dict[str, str]) -> None:
     raise PyociError(f"{CLAUSE}: {known['path']} is mounted on faster than it can be unmounted")
 
 
-def detach(fd: int, number: str, path: str) -> None:
+def detach(fd: int, number: int, path: str) -> None:
     """umount2(2) of the mount whose root `fd` is: by the descriptor, so that no other can be meant."""
     import ctypes
 

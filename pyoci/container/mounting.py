@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import posix
 
-from pyoci.cgroup.files import read
 from pyoci.errors import ConfigError, Problem, PyociError, WrongState
 from pyoci.host import probe, probe_sources
 from pyoci.jsontext import dumps, loads
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Died, Failure, Session, run_ops, template
+from pyoci.mountinfo import mount_of, rows
 from pyoci.plan import mounting
 from pyoci.program import assemble, leading
 from pyoci.state import Store, open_init, status
@@ -183,7 +183,7 @@ class _Adding:
             index = op.args[0]
             assert isinstance(index, int)
             entry = self.mounts[index]
-            self.container.added.append({**entry, "id": _mount_id(self.trees[index])})
+            self.container.added.append({**entry, "id": mount_of(self.trees[index])})
             self.container.keep()
 
     def _undo(self) -> None:
@@ -216,10 +216,10 @@ def remove(root: str, container_id: str, data: bytes, source: str) -> None:
     container = Container(root, container_id)
     try:
         found = _chosen(container, wanted, source)
-        places = _places(container.state.pid)
-        gone = [number for _, _, number in found if number not in places]
+        mounted = rows(container.state.pid)
+        gone = [number for _, _, number in found if number not in mounted]
         _forget(container, gone)
-        there = [(index, places[number], number) for index, _, number in found if number in places]
+        there = [(index, mounted[number].place, number) for index, _, number in found if number in mounted]
         if not there:
             return
         plan = mounting.plan_remove(there, container.state.namespaces)
@@ -274,25 +274,6 @@ def _forget(container: Container, ids: list[int]) -> None:
     if ids:
         container.added[:] = [entry for entry in container.added if entry["id"] not in ids]
         container.keep()
-
-
-def _places(pid: int) -> dict[int, str]:
-    """Number of each mount -> where it is now in the root of the process `pid` (proc_pid_mountinfo(5))."""
-    found: dict[int, str] = {}
-    for line in read(f"/proc/{pid}/mountinfo").split(b"\n"):
-        fields = line.split(b" ")
-        if len(fields) > 5:  # noqa: PLR2004
-            first, *rest = fields[4].split(b"\\")
-            path = first + b"".join([bytes([int(part[:3], 8)]) + part[3:] for part in rest])
-            found[int(fields[0])] = path.decode("utf-8", "surrogateescape")
-    return found
-
-
-def _mount_id(fd: int) -> int:
-    for line in read(f"/proc/self/fdinfo/{fd}").split(b"\n"):
-        if line.startswith(b"mnt_id:"):
-            return int(line[7:])
-    raise PyociError("/proc/self/fdinfo has no mnt_id")
 
 
 def _user_namespace(container: Container) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posix
 from stat import S_ISCHR
 
+from pyoci.mountinfo import mount_of, rows
 from pyoci.tree import find
 
 TYPE_CHECKING = False
@@ -21,32 +22,6 @@ NULL = "/dev/null"
 TTYS = (4, 5, *range(136, 144))  # majors of terminals (Documentation/admin-guide/devices.txt)
 
 
-class Row:
-    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
-
-    __slots__ = ("id", "kind", "parent", "place", "root")
-
-    def __init__(self, line: str) -> None:
-        fields = line.split(" ")
-        self.id = int(fields[0])
-        self.parent = int(fields[1])
-        self.root = unescape(fields[3])
-        self.place = unescape(fields[4])
-        self.kind = fields[fields.index("-") + 1]
-
-
-def unescape(text: str) -> str:
-    """A path as mountinfo writes it: white space and backslashes are three octal digits."""
-    pieces = text.split("\\")
-    return pieces[0] + "".join(chr(int(piece[:3], 8)) + piece[3:] for piece in pieces[1:])
-
-
-def rows(pid: int | str) -> list[Row]:
-    """The mounts of a process, as it sees them."""
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return [Row(line) for line in file.read().splitlines()]
-
-
 def clean(path: str) -> str:
     """A destination of config.json, as one name for one place."""
     return "/" + "/".join([part for part in path.split("/") if part not in ("", ".")])
@@ -57,17 +32,9 @@ def is_bind(mount: Mount) -> bool:
     return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
 
 
-def _mount_id(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    return -1
-
-
 def of_container(pid: int, spec: Spec) -> list[tuple[str, str]]:
     """(mount point in the container, name in the images) of every mount that is the host's."""
-    there = {row.id: row for row in rows(pid)}
+    there = rows(pid)
     found: dict[int, str] = {}
     root = f"/proc/{pid}/root"
     binds = {clean(mount.destination) for mount in spec.mounts if is_bind(mount)}
@@ -78,7 +45,7 @@ def of_container(pid: int, spec: Spec) -> list[tuple[str, str]]:
         if handle < 0:
             continue
         try:
-            row = there.get(_mount_id(handle))
+            row = there.get(mount_of(handle))
             mode = posix.fstat(handle).st_mode
         finally:
             posix.close(handle)
@@ -128,7 +95,7 @@ def of_host(spec: Spec, bundle: str, cgroup_paths: dict[str, str]) -> Iterator[t
         yield clean(path), NULL
     for path in device_paths(spec):
         yield clean(path), clean(path)
-    mounted = rows("self")
+    mounted = list(rows().values())
     for mount in spec.mounts:
         if is_bind(mount):
             source, name = source_path(mount, bundle), clean(mount.destination)
@@ -144,7 +111,7 @@ def stdio(pid: int) -> tuple[list[str], list[str]]:
 
     "" where there is nothing to replace, because the container has the file itself.
     """
-    inside = {row.id for row in rows(pid)}
+    inside = rows(pid)
     kept: list[str] = []
     external: list[str] = []
     for number in range(3):
