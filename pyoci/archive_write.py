@@ -165,29 +165,36 @@ def write(commands: Iterable[str]) -> None:
 
 
 @contextmanager
-def alone() -> Iterator[bool]:
-    """Whether nobody else writes now: of a hundred first commands at once, each would take a second for it."""
-    lock = PACKAGE / "__pycache__" / "writing.lock"
+def alone(lock: Path) -> Iterator[bool]:
+    """Whether nobody else holds `lock`, which is there as long as somebody does; where it cannot be made nobody may."""
     try:
         lock.parent.mkdir(exist_ok=True)
         fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError:
-        yield False  # where nothing can be written
+        yield False
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        yield False
-    else:
-        yield True
-        lock.unlink(missing_ok=True)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # its last holder may have removed it before we had it, and somebody else may have made another one since
+            ours = os.path.samestat(os.fstat(fd), lock.lstat())
+        except OSError:
+            ours = False
+        try:
+            yield ours
+        finally:
+            if ours:
+                lock.unlink(missing_ok=True)
     finally:
         os.close(fd)
 
 
 def keep() -> None:
-    """Write what this command would have liked to find: archives, and the snapshot that is made of all of them."""
-    with alone() as ours:
+    """Write what this command would have liked to find: archives, and the snapshot that is made of all of them.
+
+    Of a hundred first commands at once, each would take a second for it: one does.
+    """
+    with alone(PACKAGE / "__pycache__" / "writing.lock") as ours:
         if ours:
             _keep()
 

@@ -8,12 +8,12 @@ name, so whoever is killed here leaves nothing that anybody would use.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import subprocess
 from pathlib import Path
 
 from pyoci import log
+from pyoci.archive_write import alone
 from pyoci.snapshot import PATIENCE, Unfit, take
 
 # What a new snapshot is called until it has been tried, and what the launcher is called that tries it.
@@ -51,23 +51,12 @@ def make(path: Path) -> None:
     Where that is not possible an empty file says so, and nobody tries again until something has changed or a day has
     passed (memory may have been short); where nothing can be written, there is nothing.
     """
-    lock = path.with_name(path.name + ".lock")
-    try:
-        fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # its last holder may have removed it before we had it, and somebody else may have made another one since
-        if os.path.samestat(os.fstat(fd), lock.lstat()):
+    with alone(path.with_name(path.name + ".lock")) as ours:
+        if ours:
             try:
                 _make(path)
-            finally:
-                lock.unlink(missing_ok=True)
-    except OSError as error:
-        log.debug("no snapshot", reason=str(error))  # or somebody else is at it
-    finally:
-        os.close(fd)
+            except OSError as error:
+                log.debug("no snapshot", reason=str(error))
 
 
 def _make(path: Path) -> None:
