@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -171,6 +172,29 @@ class Box:
             self.process["args"] = ["sh", "-c", script]
         self.write()
         return self.ok("run", "--bundle", str(self.bundle), self.id, input=input)
+
+    def unshared(self, before: str, script: str) -> str:
+        """What a container prints whose runtime is in a mount namespace where `before` was run."""
+        self.process["args"] = ["sh", "-c", script]
+        self.write()
+        words = ["unshare", "-m", "--propagation", "private", "sh", "-ec", f'{before}; exec "$@"', "sh"]
+        done = subprocess.run(
+            [*words, *self.command("run", "--bundle", str(self.bundle), self.id)],
+            capture_output=True, text=True, timeout=LIMIT, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
+
+    def compile(self, name: str, text: str) -> None:
+        """A static program of C in the root's /bin; skips where that cannot be made."""
+        if shutil.which("cc") is None:
+            pytest.skip("no C compiler is installed")
+        source = self.folder / f"{name}.c"
+        source.write_text(text)
+        words = ["cc", "-static", "-O1", "-w", "-o", str(self.rootfs / "bin" / name), str(source)]
+        built = subprocess.run(words, capture_output=True, text=True, check=False)
+        if built.returncode:
+            pytest.skip(f"no static C library: {built.stderr[:100]}")
 
     def refused(self, script: str = "exit 0", command: str = "run") -> str:
         """The error of a container that cannot be made; nothing of it may be left."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from containers import Box, box, needed, until  # noqa: F401 - box is a fixture
-from test_container_mounts import unshared
 
 pytestmark = needed
 
@@ -103,7 +102,7 @@ def test_mappings_without_the_option(box: Box, tree: Path) -> None:
 def test_of_the_whole_tree_or_not(box: Box, tree: Path, option: str, expected: str) -> None:
     mapped(box, "/b", str(tree), "rbind", option, uids=maps(0, 1000, 10), gids=maps(0, 1000, 10))
     before = f"mount -t tmpfs tmpfs {tree}/inner; touch {tree}/inner/mark"
-    found = unshared(box, before, "stat -c %u /b/root /b/inner/mark")
+    found = box.unshared(before, "stat -c %u /b/root /b/inner/mark")
     assert " ".join(found.split()) == expected
 
 

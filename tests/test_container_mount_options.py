@@ -51,19 +51,6 @@ def lines(text: str) -> dict[str, Line]:
     return {(line := Line(text)).point: line for text in text.splitlines()}
 
 
-def within(box: Box, before: str, script: str = "cat /proc/self/mountinfo") -> str:  # noqa: F811
-    """What a container prints whose runtime is in a mount namespace of its own, where `before` was run."""
-    box.process["args"] = ["sh", "-c", script]
-    box.write()
-    words = ["unshare", "-m", "--propagation", "private", "sh", "-ec", f'{before}; exec "$@"', "sh"]
-    done = subprocess.run(
-        [*words, *COMMAND, "--root", str(box.states), "run", "--bundle", str(box.bundle), box.id],
-        capture_output=True, text=True, timeout=LIMIT, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, ""), done
-    return done.stdout
-
-
 def test_the_table_is_whole() -> None:
     assert set(EXPECTED) == set(ATTRIBUTES)
     rest = set(KNOWN) - set(ATTRIBUTES) - {f"r{name}" for name in ATTRIBUTES}
@@ -82,7 +69,7 @@ def test_attributes(box: Box, recursive: str) -> None:  # noqa: F811
         before += [f"mount -o remount,bind,{given} {path}" for path in (f"{place}/inner", place)]
         box.mount(f"/b/{name}", "bind", str(place), "rbind", recursive + name)
     script = "; ".join(before)
-    found = lines(within(box, f"{script}; cat /proc/self/mountinfo > {box.folder}/before"))
+    found = lines(box.unshared(f"{script}; cat /proc/self/mountinfo > {box.folder}/before", "cat /proc/self/mountinfo"))
     outside = lines((box.folder / "before").read_text())
     for name, (_, present, absent) in EXPECTED.items():
         options = found[f"/b/{name}"].options

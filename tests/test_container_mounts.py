@@ -69,24 +69,11 @@ def test_bind_options(box: Box, options: tuple[str, ...], expected: set[str]) ->
 
 @pytest.fixture
 def tree(box: Box) -> Path:  # noqa: F811
-    """A directory on which, in the mount namespace of `unshared`, a tmpfs is mounted at `inner`."""
+    """A directory on which, in the mount namespace of `box.unshared`, a tmpfs is mounted at `inner`."""
     path = box.folder / "tree"
     (path / "inner").mkdir(parents=True)
     (path / "file").write_text("outer")
     return path
-
-
-def unshared(box: Box, before: str, script: str) -> str:
-    """What a container prints whose runtime is in a mount namespace where `before` was run."""
-    box.process["args"] = ["sh", "-c", script]
-    box.write()
-    words = ["unshare", "-m", "--propagation", "private", "sh", "-ec", f'{before}; exec "$@"', "sh"]
-    done = subprocess.run(
-        [*words, *COMMAND, "--root", str(box.states), "run", "--bundle", str(box.bundle), box.id],
-        capture_output=True, text=True, timeout=LIMIT, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, ""), done
-    return done.stdout
 
 
 TRY = "for p in /b/x /b/inner/x; do touch $p 2>/dev/null && echo rw || echo ro; done; ls /b/inner"
@@ -102,7 +89,7 @@ TRY = "for p in /b/x /b/inner/x; do touch $p 2>/dev/null && echo rw || echo ro; 
 def test_recursive_options(box: Box, tree: Path, options: tuple[str, ...], expected: str) -> None:
     box.mount("/b", "bind", str(tree), *options)
     before = f"mount -t tmpfs tmpfs {tree}/inner; touch {tree}/inner/mark"
-    assert " ".join(unshared(box, before, TRY).split()) == expected
+    assert " ".join(box.unshared(before, TRY).split()) == expected
 
 
 @pytest.mark.parametrize(
@@ -113,7 +100,7 @@ def test_recursive_options(box: Box, tree: Path, options: tuple[str, ...], expec
 def test_propagation(box: Box, tree: Path, option: str, expected: list[str], recursive: bool) -> None:
     box.mount("/b", "bind", str(tree), "rbind", ("r" if recursive else "") + option)
     before = f"mount --bind {tree} {tree}; mount --make-shared {tree}; mount -t tmpfs tmpfs {tree}/inner"
-    text = unshared(box, before, "cat /proc/self/mountinfo")
+    text = box.unshared(before, "cat /proc/self/mountinfo")
     found = {(entry := Line(line)).point: entry for line in text.splitlines()}
     assert [word for word in found["/b"].propagation if word in ("unbindable", *expected)] == expected
     if recursive:
@@ -159,7 +146,7 @@ def test_container_mounts_do_not_reach_the_host(box: Box, tree: Path) -> None:
     watch = f"while ! test -e {tree}/done; do sleep 0.01; done; cat /proc/self/mountinfo > {tree}/seen"
     before = f"mount --bind {tree} {tree}; mount --make-shared {tree}; {{ ({watch}) > /dev/null 2>&1 & }}"
     script = "mount -t tmpfs mine /b/inner; grep -c mine /proc/self/mountinfo; touch /b/done; sleep 0.1"
-    assert unshared(box, before, script) == "1\n"
+    assert box.unshared(before, script) == "1\n"
     until(lambda: (tree / "seen").exists() and (tree / "seen").stat().st_size)
     assert " mine " not in (tree / "seen").read_text()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -69,14 +68,7 @@ class Manager:
 
 @pytest.fixture
 def manager(box: Box) -> Iterator[Manager]:  # noqa: F811
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler is installed")
-    source = box.folder / "say.c"
-    source.write_text(SAY)
-    words = ["cc", "-static", "-O1", "-w", "-o", str(box.rootfs / "bin/say"), str(source)]
-    built = subprocess.run(words, capture_output=True, text=True, check=False)
-    if built.returncode:
-        pytest.skip(f"no static C library: {built.stderr[:100]}")
+    box.compile("say", SAY)
     made = Manager(box, str(box.folder / "manager.sock"))
     yield made
     made.socket.close()

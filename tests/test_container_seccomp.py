@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from agents import Agent, agent  # noqa: F401 - agent is a fixture
 from containers import LIMIT, Box, box, needed, processes_of, until  # noqa: F401 - box is a fixture
+from test_seccomp import OPERATORS
 
 from pyoci.container import listener
 from pyoci.kernel.syscalls import numbers
@@ -106,14 +107,7 @@ int main(int argc, char **argv)
 @pytest.fixture
 def calls(box: Box) -> Callable[..., list[str]]:  # noqa: F811
     """`calls("39", ...)`: what the calls returned, in a container with box's filter."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler is installed")
-    source = box.folder / "calls.c"
-    source.write_text(CALLS)
-    words = ["cc", "-static", "-O1", "-w", "-o", str(box.rootfs / "bin/calls"), str(source)]
-    built = subprocess.run(words, capture_output=True, text=True, check=False)
-    if built.returncode:
-        pytest.skip(f"no static C library: {built.stderr[:100]}")
+    box.compile("calls", CALLS)
 
     def run(*args: str, status: int = 0) -> list[str]:
         box.process["args"] = ["calls", *args]
@@ -183,21 +177,7 @@ def test_default_action_and_its_errno(box: Box, calls: Callable[..., list[str]])
 
 # Operators -----------------------------------------------------------------------------------------------------------
 
-HIGH = 1 << 32
-
-
-@pytest.mark.parametrize(
-    ("op", "value", "two", "matching", "other"),
-    [
-        ("SCMP_CMP_NE", 5, 0, (4, 6, HIGH + 5), (5,)),
-        ("SCMP_CMP_LT", 5, 0, (3, 4), (5, 6, HIGH + 4)),
-        ("SCMP_CMP_LE", 5, 0, (4, 5), (6, HIGH + 5)),
-        ("SCMP_CMP_EQ", HIGH + 5, 0, (HIGH + 5,), (5, 4, HIGH + 6)),
-        ("SCMP_CMP_GE", 5, 0, (5, 6, HIGH), (3, 4)),
-        ("SCMP_CMP_GT", 5, 0, (6, HIGH), (4, 5)),
-        ("SCMP_CMP_MASKED_EQ", 0x70, 0x20, (0x20, 0x2F, 0x120), (0x30, 0x60, 0x40)),
-    ],
-)
+@pytest.mark.parametrize(("op", "value", "two", "matching", "other"), OPERATORS)
 def test_operators(  # noqa: PLR0913 - a row of the table
     box: Box,  # noqa: F811
     calls: Callable[..., list[str]],

@@ -175,20 +175,19 @@ def test_default_errno() -> None:
 # Rules ---------------------------------------------------------------------------------------------------------------
 
 HIGH = 1 << 32
+# (operator, first value, second, numbers that match, numbers that do not)
+OPERATORS = [
+    ("SCMP_CMP_NE", 5, 0, (4, 6, HIGH + 5), (5,)),
+    ("SCMP_CMP_LT", 5, 0, (3, 4), (5, 6, HIGH + 4)),
+    ("SCMP_CMP_LE", 5, 0, (4, 5), (6, HIGH + 5)),
+    ("SCMP_CMP_EQ", HIGH + 5, 0, (HIGH + 5,), (5, 4, HIGH + 6)),
+    ("SCMP_CMP_GE", 5, 0, (5, 6, HIGH), (3, 4)),
+    ("SCMP_CMP_GT", 5, 0, (6, HIGH), (4, 5)),
+    ("SCMP_CMP_MASKED_EQ", 0x70, 0x20, (0x20, 0x2F, 0x120), (0x30, 0x60, 0x40)),
+]
 
 
-@pytest.mark.parametrize(
-    ("op", "first", "second", "matching", "other"),
-    [
-        ("SCMP_CMP_NE", 5, 0, (4, 6, HIGH + 5), (5,)),
-        ("SCMP_CMP_LT", 5, 0, (3, 4), (5, 6, HIGH + 4)),
-        ("SCMP_CMP_LE", 5, 0, (4, 5), (6, HIGH + 5)),
-        ("SCMP_CMP_EQ", HIGH + 5, 0, (HIGH + 5,), (5, 4, HIGH + 6)),
-        ("SCMP_CMP_GE", 5, 0, (5, 6, HIGH), (3, 4)),
-        ("SCMP_CMP_GT", 5, 0, (6, HIGH), (4, 5)),
-        ("SCMP_CMP_MASKED_EQ", 0x70, 0x20, (0x20, 0x2F, 0x120), (0x30, 0x60, 0x40)),
-    ],
-)
+@pytest.mark.parametrize(("op", "first", "second", "matching", "other"), OPERATORS)
 def test_operators(op: str, first: int, second: int, matching: tuple[int, ...], other: tuple[int, ...]) -> None:
     """getpriority of a kind that does not exist is EINVAL, unless the filter answers first."""
     program = cache.compile(
