@@ -25,15 +25,16 @@ sys.path.insert(0, str(HERE.parent / "conformance" / "engines"))
 import engines  # noqa: E402
 from engine import Engine  # noqa: E402
 
+from bench import ratio  # noqa: E402
+
 MEASURED = ("podman", "docker", "containerd")
 MOST = 1.0  # times runc
 
 
 def command(engine: Engine, number: int) -> str:
     """A container that ends at once."""
-    words = dict(engine.words)
     name = f" b{number}" if engine.name == "containerd" else ""
-    return words["run"] + f" {words['image']}{name} true"
+    return f"{engine.words['run']} {engine.words['image']}{name} true"
 
 
 def measure(kind: type[Engine], runtimes: dict[str, str], folder: Path, rounds: int) -> dict[str, list[float]]:
@@ -92,9 +93,9 @@ def main() -> int:
     print(f"{'run of true, median ms':24}" + "".join(f"{label:>9}" for label in runtimes) + "   pyoci / the others")
     for name, seconds in results.items():
         ratios = {
-            label: statistics.median(a / b for a, b in zip(seconds["pyoci"], seconds[label], strict=True))
+            label: value
             for label in runtimes
-            if label != "pyoci"
+            if label != "pyoci" and (value := ratio(seconds, "pyoci", label)) is not None
         }
         bad = bad or ratios.get("runc", 0) > MOST
         medians = "".join(f"{1000 * statistics.median(seconds[label]):9.1f}" for label in runtimes)

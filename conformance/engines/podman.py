@@ -68,13 +68,8 @@ class Podman(Engine):
             + f'\n{name} = ["{self.runtime}"]\n' * (name not in ("pyoci", "runc", "crun"))
         )
 
-    def start(self) -> None:
-        build_context(self.folder / "build", "localhost/bb")
-        configuration = self.folder / "containers.conf"
-        configuration.write_text(self.settings())
-        self.environment["CONTAINERS_CONF"] = str(configuration)
-        where = " ".join(f"--{what} {self.folder}/{what}" for what in ("root", "runroot", "tmpdir"))
-        engine = f"podman {where} --runtime {self.runtime}"
+    def call(self, engine: str) -> None:
+        """Let checks use `engine`, the words that run podman."""
         options = "--network none"
         self.words = {
             "engine": engine,
@@ -84,6 +79,15 @@ class Podman(Engine):
             "folder": str(self.folder / "build"),
             "ulimits": ULIMITS,
         }
+
+    def start(self) -> None:
+        build_context(self.folder / "build", "localhost/bb")
+        configuration = self.folder / "containers.conf"
+        configuration.write_text(self.settings())
+        self.environment["CONTAINERS_CONF"] = str(configuration)
+        where = " ".join(f"--{what} {self.folder}/{what}" for what in ("root", "runroot", "tmpdir"))
+        engine = f"podman {where} --runtime {self.runtime}"
+        self.call(engine)
         self.until(f"{engine} import --change 'CMD [\"/bin/sh\"]' {self.image} localhost/bb:latest")
 
     def stop(self) -> None:
@@ -147,16 +151,8 @@ class Rootless(Podman):
             f" XDG_RUNTIME_DIR={self.folder}/run PATH=/usr/sbin:/usr/bin:/bin CONTAINERS_CONF={configuration}"
             f" podman --storage-driver overlay --runtime {self.runtime}"
         )
-        options = "--network none"
-        self.words = {
-            "engine": engine,
-            "options": options,
-            "run": f"{engine} run --rm {options}",
-            "image": "localhost/bb",
-            "folder": str(self.folder / "build"),
-            "home": str(self.folder),
-            "ulimits": ULIMITS,
-        }
+        self.call(engine)
+        self.words["home"] = str(self.folder)
         # the process that holds the user's namespaces would hold our pipe too
         self.ask(f"{engine} info >/dev/null 2>&1")
         self.until(f"{engine} import --change 'CMD [\"/bin/sh\"]' {self.image} localhost/bb:latest")
