@@ -27,6 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import expectations
 import tap
 
 HERE = Path(__file__).resolve().parent
@@ -131,7 +132,7 @@ class Runner:
             start_new_session=True,
         )  # fmt: skip
 
-    def run(self, program: str) -> tap.Result:
+    def run(self, program: str) -> expectations.Result:
         """One program, and the end of whatever it left."""
         running = self.inside(str(self.suite / program))
         status: int | None
@@ -146,7 +147,7 @@ class Runner:
             self.inside(str(self.runtime), "delete", "--force", id).communicate(timeout=TIMEOUT)
         shutil.rmtree(self.bundles, ignore_errors=True)
         self.bundles.mkdir(mode=0o755, exist_ok=True)
-        return tap.Result(tap.read(said), status, f"{said}\n{complained}")
+        return expectations.Result(tap.read(said), status, f"{said}\n{complained}")
 
 
 def groups() -> list[Path]:
@@ -166,7 +167,7 @@ def tidy() -> None:
                 pass
 
 
-def table(layout: str, results: dict[str, dict[str, tap.Result]], expected: tap.Expectations) -> str:
+def table(layout: str, results: dict[str, dict[str, expectations.Result]], expected: expectations.Expectations) -> str:
     """Markdown: a row for each program, a column for each runtime, and the reasons of what pyoci does not pass."""
     names = list(results)
     lines = [
@@ -196,7 +197,7 @@ def table(layout: str, results: dict[str, dict[str, tap.Result]], expected: tap.
     return "\n".join(lines) + "\n"
 
 
-def passed(results: dict[str, tap.Result]) -> int:
+def passed(results: dict[str, expectations.Result]) -> int:
     """How many programs have points, and nothing wrong."""
     return sum(bool(result.points) and not result.faults for result in results.values())
 
@@ -224,8 +225,8 @@ def main() -> int:
     runtimes = {"pyoci": os.path.abspath(options.pyoci)}
     if options.peers:
         runtimes |= {name: path for name in ("runc", "crun") if (path := shutil.which(name))}
-    expected = tap.expectations(HERE / "expectations.txt", options.layout, lacking())
-    results: dict[str, dict[str, tap.Result]] = {name: {} for name in runtimes}
+    expected = expectations.read(HERE / "expectations.txt", options.layout, lacking())
+    results: dict[str, dict[str, expectations.Result]] = {name: {} for name in runtimes}
     with open(LOCK, "w", encoding="utf-8") as lock, tempfile.TemporaryDirectory(prefix="rt-") as work:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if there := groups():
@@ -248,7 +249,7 @@ def main() -> int:
         options.report.write_text(table(options.layout, results, expected), encoding="utf-8")
     for name, by_program in results.items():
         print(f"{name}: {passed(by_program)} of {len(by_program)} programs pass")
-    found = tap.surprises(results["pyoci"], expected, whole=not options.programs)
+    found = expectations.surprises(results["pyoci"], expected, whole=not options.programs)
     for line in found:
         print(f"not as expected: {line}")
     return 1 if found else 0

@@ -1,18 +1,12 @@
-"""What a program of runtime-tools' suite says, and what was expected of it.
-
-The suite's TAP is not what TAP consumers take: several documents in one output, plans that are missing or are "1..0",
-JSON in its YAML blocks, and blocks that end on the last line of the JSON.  All of its points begin in the first column
-and everything else of a block is indented, so that nothing has to be known about blocks.
-"""
+"""What a program of runtime-tools' suite came to, and what was expected of it."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
-POINT = re.compile(r"(not )?ok\b[ \t]*\d*[ \t]*-?[ \t]*(.*)")
-SKIP = re.compile(r"#\s*skip\b", re.IGNORECASE)
+import tap
+
 # What can be wrong with a program besides its points.
 EXIT, TIMEOUT, COMPLAINT = "exit", "timeout", "complaint"
 RACE = "R"
@@ -26,18 +20,10 @@ CODES = {
 }
 
 
-class Point(NamedTuple):
-    """One assertion; `text` is its description."""
-
-    good: bool
-    skipped: bool
-    text: str
-
-
 class Result(NamedTuple):
     """One program's run.  `status` is its exit status, None when it was ended because it took too long."""
 
-    points: tuple[Point, ...]
+    points: tuple[tap.Point, ...]
     status: int | None
     said: str
 
@@ -70,17 +56,6 @@ class Result(NamedTuple):
         return f"{good}" + f" + {skipped} skipped" * bool(skipped) + f", {bad} not" * bool(bad)
 
 
-def read(text: str) -> tuple[Point, ...]:
-    """The points of a program's standard output, in its order."""
-    found = []
-    for line in text.splitlines():
-        if match := POINT.fullmatch(line):
-            description = match[2]
-            skipped = SKIP.search(description)
-            found.append(Point(match[1] is None, skipped is not None, description.strip()))
-    return tuple(found)
-
-
 Expected = dict[str, dict[str, str]]  # program -> what is wrong with it -> "CODE: reason"
 
 
@@ -91,7 +66,7 @@ class Expectations(NamedTuple):
     silent: frozenset[str]
 
 
-def expectations(path: Path, layout: str, lacking: frozenset[str]) -> Expectations:
+def read(path: Path, layout: str, lacking: frozenset[str]) -> Expectations:
     """The rows of a file for one layout of cgroups, on a machine that lacks these; its head says how it is written."""
     failures: Expected = {}
     silent = set()
