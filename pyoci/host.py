@@ -30,6 +30,7 @@ class Host:
     cgroup_controllers      what v2's root offers
     security_modules        "apparmor", "selinux": those that are enabled, looked for when a configuration names one
     source_types            absolute path of a bind source -> "dir", "file" or "none"
+    direct_sources          those of them whose path has no symbolic link in it
     home                    HOME of a process that has none in its environment, "" for one that has
     copied                  destination of a tmpfs with tmpcopyup -> what the image has there (`pyoci.tree`)
     stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
@@ -47,6 +48,7 @@ class Host:
         "cgroup_mounts",
         "cgroup_self",
         "copied",
+        "direct_sources",
         "euid",
         "gid",
         "home",
@@ -75,6 +77,7 @@ class Host:
         self.cgroup_controllers: tuple[str, ...] = ()
         self.security_modules: tuple[str, ...] = ()
         self.source_types: dict[str, str] = {}
+        self.direct_sources: tuple[str, ...] = ()
         self.copied: dict[str, list[list[object]]] = {}
         self.home = ""
         self.stdio_pipes: tuple[int, ...] = ()
@@ -110,9 +113,9 @@ def _alike(name: str, given: object, default: object) -> bool:
     if type(given) is not type(default):
         return False
     if isinstance(given, dict):
-        return all(type(item) is str for item in given.values())
+        return all(type(item) is (list if name == "copied" else str) for item in given.values())
     if isinstance(given, tuple):
-        kind = str if name == "cgroup_controllers" else int
+        kind = int if name in ("kernel", "stdio_pipes") else str
         return all(type(item) is kind for item in given) and (name != "kernel" or len(given) == 2)
     return not isinstance(given, int) or 0 <= given < 1 << 64
 
@@ -193,6 +196,7 @@ def probe_security_modules(host: Host) -> None:
 def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
     """Fill `source_types` for `spec`'s bind mounts and root; what cannot be looked at is "none"."""
     types = host.source_types
+    direct: dict[str, None] = {}
     process = spec.process
     if spec.linux.mount_label or (process is not None and (process.apparmor_profile or process.selinux_label)):
         probe_security_modules(host)
@@ -207,9 +211,12 @@ def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
     for mount in spec.mounts:
         if "bind" in mount.options or "rbind" in mount.options:
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
-            types[source] = source_type(source)
+            types[source], straight = look_at(source)
+            if straight:
+                direct[source] = None
         elif "tmpcopyup" in mount.options:
             _probe_copied(host, spec, bundle)
+    host.direct_sources = tuple(direct)
 
 
 def resctrl() -> str:
@@ -260,6 +267,20 @@ def source_type(path: str) -> str:
     except OSError:
         return "none"
     return "dir" if mode & S_IFMT == S_IFDIR else "file"
+
+
+def look_at(path: str) -> tuple[str, bool]:
+    """`source_type`, and whether the path is the file's own: no symbolic link in it, nor "..", nor a magic link of
+    procfs, which may lead to another mount namespace."""
+    try:
+        fd = posix.open(path, posix.O_PATH | posix.O_CLOEXEC)
+    except OSError:
+        return "none", False
+    try:
+        mode = posix.fstat(fd).st_mode
+        return "dir" if mode & S_IFMT == S_IFDIR else "file", posix.readlink(f"/proc/self/fd/{fd}") == path
+    finally:
+        posix.close(fd)
 
 
 def _hexadecimal(status: bytes, label: bytes) -> int:

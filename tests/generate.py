@@ -307,6 +307,7 @@ def hosts(draw: st.DrawFn) -> Host:
     host.stdio_pipes = draw(st.sampled_from(((), (1,), (0, 1, 2))))
     kinds = st.sampled_from(("dir", "file", "none"))
     host.source_types = {path: draw(kinds) for path in ("/src", "/src/file", f"{BUNDLE}/relative", "/dev/null")}
+    host.direct_sources = tuple(path for path in host.source_types if draw(st.booleans()))
     return host
 
 

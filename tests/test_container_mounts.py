@@ -187,6 +187,43 @@ def test_proc_on_a_link_is_refused(box: Box) -> None:
     assert "/mounts/0" in box.refused()
 
 
+def test_mountinfo_has_the_order_of_the_list(box: Box, tree: Path) -> None:
+    """config.md#mounts: in the listed order.  Since Linux 6.8 a process is shown the order in which they were made."""
+    (box.folder / "file").touch()
+    box.mount("/1", "tmpfs", "tmpfs")
+    box.mount("/2", "bind", str(tree), "rbind", "rprivate")
+    box.mount("/3", "mqueue", "mqueue")
+    box.mount("/4", "bind", str(box.folder / "file"), "bind", "ro")
+    box.mount("/5", "tmpfs", "tmpfs", "ro")
+    box.mount("/6", "bind", str(tree), "bind", "unbindable")
+    text = box.unshared(f"mount -t tmpfs tmpfs {tree}/inner", "cat /proc/self/mountinfo")
+    points = [Line(line).point for line in text.splitlines()]
+    listed = [entry["destination"] for entry in box.config["mounts"] if entry["destination"] != "/sys/fs/cgroup"]
+    assert [point for point in points if point in listed] == listed
+    assert points.index("/3") > points.index("/2/inner") > points.index("/2")
+
+
+@pytest.mark.parametrize("way", ["root", "link", "magic", "relative", "hooks", "shared"])
+def test_sources_are_the_hosts_however_they_are_named(box: Box, tree: Path, way: str) -> None:
+    """With the root of the container over "/", or at /root/path, and what leads out of a mount namespace's mounts."""
+    (box.folder / "link").symlink_to("/")
+    folder, marked = str(tree), "/b"
+    if way in ("root", "link"):
+        folder, marked = ("/", f"/b{tree}") if way == "root" else (str(box.folder / "link"), f"/b{tree}")
+    elif way == "magic":
+        folder, marked = f"/proc/{os.getpid()}/root{tree}", "/b"
+    elif way == "relative":
+        folder = os.path.relpath(tree, box.bundle)
+    elif way == "hooks":
+        box.config["hooks"] = {"createRuntime": [{"path": "/bin/true"}]}
+    else:
+        box.linux["rootfsPropagation"] = "rshared"
+    box.mount("/t", "tmpfs", "tmpfs")
+    box.mount("/b", "bind", folder, "rbind")
+    # nothing of the container's own is in it
+    assert box.run(f"cat {marked}/file; grep -c ' /b[^ ]*/t ' /proc/self/mountinfo || true") == "outer0\n"
+
+
 def test_remount(box: Box, tree: Path) -> None:
     box.mount("/b", "bind", str(tree), "bind")
     box.mount("/b", "", "", "remount", "bind", "ro")

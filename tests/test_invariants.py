@@ -419,8 +419,9 @@ def the_root_is_reached_by_handles(case: Case) -> None:
     unless openat2 keeps the resolution inside it.
 
     What takes a directory and a name takes one component and does not follow it.  The rest works on the descriptor
-    itself (an empty path).  Three things are named from outside: "/" as the place of the new root, the host's
-    /dev/null (checked to be that device), and "." once it is the root.
+    itself (an empty path).  Four things are named from outside: "/" as the place of the new root, sources of bind
+    mounts (a root over "/" cannot be in their way, while our own is the one below), the host's /dev/null (checked to
+    be that device), and "." once it is the root.
     """
     if case.kind != "container":
         return
@@ -449,6 +450,12 @@ def the_root_is_reached_by_handles(case: Case) -> None:
                 continue
             if op.call == "open_tree" and op.args[0] == k.AT_FDCWD and not placed:
                 continue  # without a mount namespace of its own, sources are opened before the root's mounts are made
+            if op.call == "open_tree" and op.args[0] == k.AT_FDCWD and op.origin.startswith("/mounts/"):
+                assert [case.all[number].args[3] for number in placed] == [b"/"], op
+                source, flags = op.args[1:]
+                assert isinstance(source, bytes) and source.startswith(b"/") and source != b"/", op
+                assert isinstance(flags, int) and flags & k.OPEN_TREE_CLONE, op
+                continue
             if op.args[0] == Ref("proc"):
                 continue  # a procfs that nobody else can reach
             directory, path, name_only = PATHS[op.call]

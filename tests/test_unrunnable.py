@@ -100,3 +100,15 @@ def test_an_image_that_lies(programs: Box, tmp_path: Path) -> None:
     for name in ("/fifo", "/huge"):
         error = programs.fails("exec", programs.id, name)
         assert "secret" not in error and "/process/args" in error
+
+
+def test_start_makes_the_plan_again_of_a_tmpfs_with_copies(programs: Box) -> None:
+    """From what create kept of the host: here with what the image has in the directory."""
+    programs.mount("/etc", "tmpfs", "tmpfs", "tmpcopyup")
+    programs.process["args"] = ["/garbage"]
+    programs.write()
+    words = programs.command("create", "--bundle", str(programs.bundle), programs.id)
+    null = subprocess.DEVNULL
+    subprocess.run(words, check=True, stdin=null, stdout=null, stderr=null, timeout=LIMIT)
+    error = programs.fails("start", programs.id)
+    assert "exec format error" in error and "/process/args: execve" in error

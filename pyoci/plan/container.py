@@ -132,7 +132,8 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     privileged = bool(host.capabilities & SYS_ADMIN)
     by_bind = names.has("user") or not host.initial_user_namespace
 
-    mount_plan = mounts.plan_mounts(spec, host, options.bundle, cgroups.paths)
+    at_turn = _opens_at_turn(spec, names, privileged, options)
+    mount_plan = mounts.plan_mounts(spec, host, options.bundle, cgroups.paths, at_turn)
     fds = descriptors(options.preserve_fds, mount_plan.maps.values())
     device_plan = devices.plan_devices(spec, by_bind)
     own_mounts = names.has("mount")
@@ -267,6 +268,21 @@ def _setattr_root(propagation: int, origin: str) -> Op:
     return Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, attr, mounts.ATTR_SIZE), origin)
 
 
+def _opens_at_turn(spec: Spec, names: ns.Namespaces, privileged: bool, options: PlanOptions) -> bool:
+    """Whether sources of bind mounts can be cloned from the container's copy of the host's mounts, the new root being
+    over "/" already (`plan_mounts`)."""
+    if "mount" not in names.new or (privileged and names.has("user")):
+        return False  # those of the runtime are not there, or are not for root of another user namespace
+    if spec.linux.rootfs_propagation in ("shared", "rshared"):
+        return False  # the clone is to be a peer of the host's mount, and the copies are slaves
+    return options.no_pivot or not _has_create_hooks(spec)  # else the root is at /root/path
+
+
+def _has_create_hooks(spec: Spec) -> bool:
+    hooks = spec.hooks
+    return bool(hooks.prestart or hooks.create_runtime or hooks.create_container)
+
+
 def _place_root(spec: Spec, options: PlanOptions, own_mounts: bool, attached: bool) -> list[Op]:
     """Attach the detached root: on top of "/", the one place whose name cannot lie, and the one that pivot_root
     replaces.  Hooks of create may look for the container at /root/path, or mount something there
@@ -278,8 +294,7 @@ def _place_root(spec: Spec, options: PlanOptions, own_mounts: bool, attached: bo
     asked = spec.linux.rootfs_propagation
     slave = asked in ("", "slave", "rslave")
     on_top = _attach_root(b"/")
-    hooks = spec.hooks
-    if (hooks.prestart or hooks.create_runtime or hooks.create_container) and not options.no_pivot:
+    if _has_create_hooks(spec) and not options.no_pivot:
         place = _attach_root(root_path(spec, options.bundle).encode(), tolerate=(EACCES,), otherwise=[on_top])
     else:
         place = on_top

@@ -38,8 +38,10 @@ def move_op(source: str, target: str, origin: str, tolerate: tuple[int, ...] = (
 
 
 class MountPlan:
-    """`sources` open what lives outside (before the clone when privileged, after it when not); `ops` build; `late`
-    close doors.  `maps` names the user namespaces that id-mapped mounts have their maps from; `before` makes them."""
+    """`sources` open what lives outside (before the clone when privileged, after it when not) and is not opened at its
+    turn; `ops` build; `late` close doors.  `maps` names the user namespaces that id-mapped mounts have their maps from;
+    `before` makes them.
+    """
 
     __slots__ = ("before", "late", "maps", "ops", "sources")
 
@@ -56,8 +58,16 @@ def source_path(mount: Mount, bundle: str) -> str:
     return mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
 
 
-def plan_mounts(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str]) -> MountPlan:
-    """Every entry of /mounts in order."""
+def plan_mounts(
+    spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str], at_turn: bool = False
+) -> MountPlan:
+    """Every entry of /mounts in order.
+
+    `at_turn`: the host's files are there at their own paths while `ops` are performed, and the sources of bind mounts
+    are cloned then rather than beforehand.  A clone has its number from then, and since Linux 6.8 that is its place in
+    mountinfo: they are listed as /mounts has them.  Not for what a symbolic link leads to, which may not be in this
+    mount namespace, and not for "/", which then has the new root on it.
+    """
     plan = MountPlan()
     # without SELinux a label is nobody's business: engines pass what they have
     label = spec.linux.mount_label if "selinux" in host.security_modules else ""
@@ -69,10 +79,14 @@ def plan_mounts(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str
             # without a type there is nothing to mount: a change of propagation, as mount(8) takes it
             _remount(plan, mount, options, origin)
         elif options.bind:
-            _bind(plan, index, source_path(mount, bundle), mount.destination, options, host, shared_root)
+            source = source_path(mount, bundle)
+            now = at_turn and source != "/" and source in host.direct_sources
+            clone = plan.ops if now else plan.sources
+            clone.append(_clone(index, source, options))
             if options.idmap or mount.uid_mappings:
                 # where we have rights over the file system that it is of
-                plan.sources.append(_idmap(plan, index, f"source{index}", mount, options, spec))
+                clone.append(_idmap(plan, index, f"source{index}", mount, options, spec))
+            _bind(plan, index, source, mount.destination, options, host, shared_root)
         elif mount.type == "cgroup" and host.cgroup_mode != "v2":
             _cgroup_v1(plan, index, mount, options, cgroup_paths)
         elif mount.type in ("cgroup", "cgroup2"):
@@ -133,6 +147,12 @@ def _attributes(plan: MountPlan, tree: str, options: MountOptions, origin: str, 
         plan.ops.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, on, off, options.propagation))
 
 
+def _clone(index: int, source: str, options: MountOptions) -> Op:
+    flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | (k.AT_RECURSIVE if options.recursive else 0)
+    hint = f"the source {source} is on the host"
+    return Op("open_tree", (k.AT_FDCWD, source.encode(), flags), f"/mounts/{index}", f"source{index}", hint=hint)
+
+
 def _bind(
     plan: MountPlan,
     index: int,
@@ -144,10 +164,6 @@ def _bind(
 ) -> None:
     origin = f"/mounts/{index}"
     tree = f"source{index}"
-    flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | (k.AT_RECURSIVE if options.recursive else 0)
-    plan.sources.append(
-        Op("open_tree", (k.AT_FDCWD, source.encode(), flags), origin, tree, hint=f"the source {source} is on the host")
-    )
     # A clone of a shared mount is its peer: what the container mounts would appear on the host.
     _attributes(plan, tree, options, origin, 0 if shared_root else k.MS_SLAVE)
     kind = "dir" if host.source_types.get(source, "dir") == "dir" else "file"
