@@ -121,7 +121,8 @@ def mapping(size: int) -> list[Json]:
 @st.composite
 def mounts(draw: st.DrawFn, user: bool = False) -> Json:
     """`user` where the container has a user namespace, whose maps a bind mount may have."""
-    kind = draw(st.sampled_from(("proc", "tmpfs", "devpts", "sysfs", "mqueue", "cgroup", "bind", "remount", "change")))
+    types = ("proc", "tmpfs", "devpts", "sysfs", "mqueue", "cgroup", "overlay")
+    kind = draw(st.sampled_from((*types, "bind", "remount", "change")))
     mount: Json = {"destination": draw(places)}
     if kind == "bind":
         mount["source"] = draw(sources)
@@ -144,6 +145,8 @@ def mounts(draw: st.DrawFn, user: bool = False) -> Json:
             mount["source"] = draw(st.sampled_from((kind, "shm")))
         if draw(st.booleans()):
             extra = {"tmpfs": ("size=1k", "mode=755", "sync"), "devpts": ("newinstance", "ptmxmode=0666")}
+            # more than fsconfig(2) takes
+            extra["overlay"] = ("lowerdir=/l:/m", f"lowerdir=/l:/{'m' * 255}", "lazytime")
             mount["options"] = draw(options(*extra.get(kind, ())))
     return mount
 

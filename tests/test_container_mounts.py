@@ -246,6 +246,43 @@ def test_overlay(box: Box) -> None:
     assert (upper / "new").read_text() == "new\n"
 
 
+def test_overlay_of_long_names(box: Box) -> None:
+    """More than the 256 bytes of a value that fsconfig(2) takes, with every kind of flag; what is covered stays."""
+    if "overlay" not in Path("/proc/filesystems").read_text(encoding="utf-8"):
+        pytest.skip("this kernel has no overlay file system (modprobe overlay)")
+    lowers = [box.folder / f"{name * 120}" for name in "ab"]
+    upper, work = box.folder / ("u" * 200), box.folder / "work"
+    for path in (*lowers, upper, work):
+        path.mkdir()
+        (path / path.name[0]).write_text(f"{path.name[0]}\n")
+    (work / "w").unlink()
+    lower = ":".join(map(str, lowers))
+    writable = ("lowerdir=" + lower, f"upperdir={upper}", f"workdir={work}", "nosuid", "noatime", "rslave", "dirsync")
+    box.mount("/made/o", "overlay", "overlay", *writable)
+    box.mount("/r", "overlay", "named", f"lowerdir={lower}:{upper}", "ro", "nodev", "noexec", "nosymfollow")
+    box.process["cwd"] = "/made/o"
+    assert box.run("cat a b u; echo new > new; pwd; ls /r; cat /r/new") == (
+        "a\nb\nu\n/made/o\na\nb\nnew\nu\nnew\n"
+    )
+    assert (upper / "new").read_text() == "new\n"
+    found = mountinfo(box)
+    assert {"nosuid", "noatime"} <= set(found["/made/o"].options) and "ro" not in found["/made/o"].options
+    assert {"ro", "nodev", "noexec", "nosymfollow"} <= set(found["/r"].options)
+    assert "nosuid" not in found["/r"].options
+    assert list((box.rootfs / "made/o").iterdir()) == []
+    # a place that leads out of the root stays in it
+    (box.rootfs / "link").symlink_to("/etc")
+    box.mount("/link/o", "overlay", "overlay", f"lowerdir={lower}")
+    assert box.run("cat /etc/o/b") == "b\n"
+    assert not Path("/etc/o").exists()
+    box.mount("/wrong", "overlay", "overlay", f"lowerdir={lower}:/no/such")
+    box.write()
+    error = box.fails("run", "--bundle", str(box.bundle), box.id)
+    pointer = f"/mounts/{len(box.config['mounts']) - 1}/options"
+    assert f"{pointer}: mount(" in error and "no such file or directory" in error
+    box.gone()
+
+
 def test_cgroup_mount(box: Box) -> None:
     if not (CGROUPS / "pids/cgroup.procs").exists():
         pytest.skip("no v1 controller 'pids'")

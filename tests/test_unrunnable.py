@@ -82,6 +82,20 @@ def test_the_words_that_engines_look_for(programs: Box) -> None:
         assert done.returncode == 255 and "must be NAME=VALUE" in done.stderr
 
 
+def test_a_directory_is_no_program_at_create(box: Box) -> None:  # noqa: F811
+    """Engines tell their users what create says; what start says comes after "created"."""
+    box.process["args"] = ["/etc"]
+    box.write()
+    error = box.fails("create", "--bundle", str(box.bundle), box.id)
+    assert error.endswith('exec: "/etc": permission denied: it is a directory (/process/args)\n'), error
+    box.gone()
+    # one in PATH is passed over, as by execvp(3)
+    (box.rootfs / "first/sh").mkdir(parents=True)
+    box.process.update(args=["sh", "-c", "echo $0"], env=["PATH=/first:/bin"])
+    box.write()
+    assert box.ok("run", "--bundle", str(box.bundle), box.id) == "sh\n"
+
+
 def test_an_image_that_lies(programs: Box, tmp_path: Path) -> None:
     """Links out of the root, fifos and endless headers: no reason is better than a hang or somebody else's file."""
     (tmp_path / "secret").write_text("#!/secret/on/the/host\n")

@@ -33,6 +33,8 @@ def explain(failure: Failure, cgroup: str = "", root: str = "") -> PyociError:
         if op.hint.endswith("$PATH") and ((failure.errno == ENOENT and not found) or nothing):
             return PyociError(f"{op.hint} ({ARGS}: {call(op, False)}: {said})")
         name = op.hint.partition(": executable")[0]
+        if op.call == "expect":
+            return PyociError(f"{name}: {said}: it is a directory ({ARGS})")
         return PyociError(f"{name}: {said} ({ARGS}: {call(op, False)})")
     hint = op.hint
     if op.call == "clone3" and cgroup:

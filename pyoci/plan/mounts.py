@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TREE = k.AT_EMPTY_PATH | k.AT_RECURSIVE
 MOVE = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
 ATTR_SIZE = 32
+LONG = 63  # characters of at most four bytes that are surely few enough for fsconfig(2)
 # File systems whose files get linux.mountLabel; those of the kernel's own have labels by policy (mount(8), "context").
 LABELLED = ("tmpfs", "devpts", "overlay")
 
@@ -183,6 +184,20 @@ def _filesystem(
 ) -> None:
     origin = f"/mounts/{index}"
     ops = plan.ops
+    # options with a value that fsconfig(2) does not take
+    if any(value and len(value) > LONG for _, value in options.data):
+        from pyoci.plan import long_options
+
+        if long_options.needed(options.data):
+            asked = label if type_ in LABELLED else ""
+            ops += long_options.mount(type_, mount.source or type_, mount.destination, options, asked, origin)
+            propagation = options.propagation or options.tree_propagation
+            if propagation:
+                ops.append(setattr_op("target", k.AT_EMPTY_PATH, origin, propagation=propagation))
+            if options.idmap or mount.uid_mappings:
+                ops.append(_idmap(plan, index, "target", mount, options, spec))
+            ops.append(close("target", origin))
+            return
     ops.append(
         Op(
             "fsopen",

@@ -316,4 +316,10 @@ def _find(process: Process, candidates: list[bytes]) -> list[Op]:
                 hint=advice,
             )
         ]
+    if len(candidates) == 1:
+        # a directory may be "executed" too, that is searched: its O_PATH handle tells it from a program
+        never = Op("expect", (Address("getcwd"), 0, 1, EACCES), ARGS, hint=advice)
+        handle = (k.AT_FDCWD, candidates[0], HANDLE | k.O_DIRECTORY)
+        anything_else = (ENOTDIR, EACCES, ELOOP)
+        ops.append(Op("openat", handle, ARGS, "directory", tolerate=anything_else, then=[never]))
     return ops

@@ -57,12 +57,17 @@ PRCTL = {
 }
 IOCTL = _names("TIOCSCTTY", "TIOCSWINSZ", "TIOCGPTPEER", "TIOCSPTLCK", "SIOCSIFFLAGS")
 BY_NUMBER = {number: name for name, number in CAPABILITIES.items()}
+MOUNT = _names(
+    "MS_RDONLY", "MS_NOSUID", "MS_NODEV", "MS_NOEXEC", "MS_SYNCHRONOUS", "MS_MANDLOCK", "MS_DIRSYNC", "MS_NOSYMFOLLOW",
+    "MS_NOATIME", "MS_NODIRATIME", "MS_STRICTATIME", "MS_LAZYTIME",
+)  # fmt: skip
 LIMITS = {number: name for name, number in k.RLIMITS.items()}
 
 # how to show an argument: by position in a call, or by field of a structure
 ARGUMENTS: dict[str, dict[int, dict[str, int]]] = {
     "openat": {2: OPEN},
     "open_tree": {2: TREE},
+    "mount": {3: MOUNT},
     "mount_setattr": {2: AT},
     "move_mount": {4: MOVE},
     "fsopen": {1: _names("FSOPEN_CLOEXEC")},
