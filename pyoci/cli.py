@@ -10,6 +10,7 @@ Everything that help shows is in these tables, so that help imports no command a
 from __future__ import annotations
 
 import sys
+from errno import EMFILE, ENFILE
 
 from pyoci import log
 from pyoci.errors import PyociError, UsageError
@@ -375,6 +376,11 @@ def main(argv: list[str]) -> int:
         log.error(PREFIX.get(name, "") + "interrupted")
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE):
+            from pyoci.container.advice import OPEN_FILES
+
+            log.error(f"{PREFIX.get(name, '')}too many open files; {OPEN_FILES}")
+            return 255 if name == "exec" else 1
         if debug:
             from traceback import print_exc
 

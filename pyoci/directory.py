@@ -37,9 +37,11 @@ def default_root() -> str:
     """Where states are kept without --root: /run/pyoci, for others than the real root below $XDG_RUNTIME_DIR.
 
     Root of a user namespace is not the real root, unless it logged in as such ($USER): rootless engines run us so.
-    An empty variable counts as unset.
+    An empty variable counts as unset, and so does a path that is not absolute (XDG Base Directory specification).
     """
     runtime = posix.environ.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
+    if not runtime.startswith("/"):
+        runtime = ""
     uid = posix.geteuid()
     if uid == 0 and not (runtime and posix.environ.get(b"USER") != b"root" and _in_user_namespace()):
         return "/run/pyoci"
@@ -260,8 +262,8 @@ def _make_directories(path: str) -> None:
         except OSError as error:
             if error.errno == errno.EROFS and _exists(made):
                 continue
-            hint = "" if posix.geteuid() == 0 else "; set XDG_RUNTIME_DIR or use --root"
-            raise PyociError(f"mkdir {made}: {_words(error)}{hint}") from None
+            hint = "use --root" if posix.geteuid() == 0 else "set XDG_RUNTIME_DIR to a directory of yours or use --root"
+            raise PyociError(f"mkdir {made}: {_words(error)}; {hint}") from None
 
 
 def _exists(path: str) -> bool:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import posix
 
-from pyoci.cgroup.detect import detect
+from pyoci.cgroup.detect import bases, detect
 from pyoci.kernel.flags import S_IFDIR, S_IFIFO, S_IFMT, S_IFSOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.spec.types import Spec
+
+
+OLDEST_LAST_CAP = 40  # CAP_CHECKPOINT_RESTORE, since Linux 5.9
 
 
 class Host:
@@ -28,6 +31,7 @@ class Host:
     cgroup_mounts           controller ("name=x" for named hierarchies, "" for v2) -> mount point
     cgroup_self             the same keys -> our own cgroup, as a path below that mount point
     cgroup_controllers      what v2's root offers
+    cgroup_bases            without root's rights: the hierarchies in which we may make cgroups, and below which one
     security_modules        "apparmor", "selinux": those that are enabled, looked for when a configuration names one
     source_types            absolute path of a bind source -> "dir", "file" or "none"
     direct_sources          those of them whose path has no symbolic link in it
@@ -43,6 +47,7 @@ class Host:
         "arch",
         "bounding",
         "capabilities",
+        "cgroup_bases",
         "cgroup_controllers",
         "cgroup_mode",
         "cgroup_mounts",
@@ -75,6 +80,7 @@ class Host:
         self.cgroup_mounts: dict[str, str] = {}
         self.cgroup_self: dict[str, str] = {}
         self.cgroup_controllers: tuple[str, ...] = ()
+        self.cgroup_bases: dict[str, str] = {}
         self.security_modules: tuple[str, ...] = ()
         self.source_types: dict[str, str] = {}
         self.direct_sources: tuple[str, ...] = ()
@@ -145,10 +151,12 @@ def probe() -> Host:
     status = read("/proc/self/status")
     host.capabilities = _hexadecimal(status, b"\nCapEff:\t")
     host.bounding = _hexadecimal(status, b"\nCapBnd:\t")
-    host.last_cap = int(read("/proc/sys/kernel/cap_last_cap"))
+    host.last_cap = _last_capability(host.bounding)
     host.initial_user_namespace = read("/proc/self/uid_map").split() == [b"0", b"0", b"4294967295"]
     host.cgroup_mode, host.cgroup_mounts, host.cgroup_self, controllers = detect()
     host.cgroup_controllers = tuple(controllers)
+    if host.euid != 0 or not host.initial_user_namespace:
+        host.cgroup_bases = bases(host.cgroup_mounts, host.cgroup_self)
     pipes: list[int] = []
     for number in range(3):
         try:
@@ -159,6 +167,14 @@ def probe() -> Host:
             pipes.append(number)
     host.stdio_pipes = tuple(pipes)
     return host
+
+
+def _last_capability(bounding: int) -> int:
+    try:
+        return int(read("/proc/sys/kernel/cap_last_cap"))
+    except OSError:
+        # a procfs without it (mounted with subset=pid): the last one of the oldest kernel, or one that is seen
+        return max(OLDEST_LAST_CAP, bounding.bit_length() - 1)
 
 
 def probe_systemd(host: Host, rootless: bool | None) -> None:

@@ -221,7 +221,7 @@ class Box:
         with (self.folder / "create.err").open("w+", encoding="utf-8") as error:
             done = subprocess.run(words, stderr=error, timeout=LIMIT, check=False, **more)
             error.seek(0)
-            assert (done.returncode, error.read()) == (0, "")
+            assert (done.returncode, said := error.read()) == (0, ""), said
 
     def start(self, script: str = "sleep 100", *options: str, **more: Any) -> int:
         """A container that runs; the pid of its init."""

@@ -74,6 +74,17 @@ def test_a_hidden_mount_does_not_count() -> None:
     assert found(info, "0::/\n", _sys_fs_cgroup="0:99")[0] == "none"
 
 
+def test_a_controller_that_is_mounted_elsewhere() -> None:
+    """It counts where it is not below /sys/fs/cgroup; a part of it is somebody's container."""
+    other = mount("/cgroup/pids", "pids", "0:31") + mount("/again", "memory", "0:29")
+    part = mount("/srv/root/blkio", "blkio", "0:32", root="/docker/x")
+    mode, mounts, own = found(HEAD + TOP + V1 + other + part, V1_SELF + "6:blkio:/\n5:pids:/p\n")
+    assert mode == "v1"
+    assert (mounts["pids"], own["pids"]) == ("/cgroup/pids", "/p")
+    assert mounts["memory"] == "/sys/fs/cgroup/memory"
+    assert "blkio" not in mounts
+
+
 def test_mounts_elsewhere_count_only_without_the_usual_ones() -> None:
     other = mount("/srv/root/sys/fs/cgroup", "rw", "0:26", kind="cgroup2")
     assert found(HEAD + TOP + V1 + other, V1_SELF + "0::/\n")[0] == "v1"

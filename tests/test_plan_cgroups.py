@@ -155,7 +155,7 @@ def test_no_cgroups_at_all() -> None:
     assert (plan.paths, plan.create, plan.enter, plan.clone_into) == ({}, [], [], None)
     found = problems(Resources(memory=Memory(limit=1), devices=(DeviceRule(),)), Host())
     assert list(found) == ["/linux/resources/memory/limit", "/linux/resources/devices"]
-    assert "no cgroup controller" in found["/linux/resources/memory/limit"]
+    assert "this container has none" in found["/linux/resources/memory/limit"]
 
 
 def test_without_roots_rights() -> None:

@@ -39,7 +39,8 @@ def assign(
 ) -> tuple[str, dict[str, str], dict[str, str]]:
     """The decision behind `detect`; `device(path)` is "major:minor" of what is at `path`, or "".
 
-    A mount is only taken if its device is what is found at its mount point: another mount may hide it.
+    A mount is only taken if its device is what is found at its mount point: another mount may hide it.  Those elsewhere
+    than below /sys/fs/cgroup count for what is not mounted there.
     """
     own: dict[str, str] = {}
     for line in memberships.decode("utf-8", "surrogateescape").split("\n"):
@@ -65,9 +66,13 @@ def assign(
         at = mountinfo.find(b" - cgroup", at + 1)
     mounts: dict[str, str] = {}
     paths: dict[str, str] = {}
-    for point, number, root, kind, options in standard or elsewhere:
+    usual = len(standard)
+    for index, (point, number, root, kind, options) in enumerate(standard + elsewhere):
         given = [""] if kind == "cgroup2" else [name for name in options.split(",") if name and name in own]
         new = [name for name in given if name not in mounts]
+        if index >= usual > 0 and (kind == "cgroup2" or root != "/"):
+            # of a copy of /sys for somebody else
+            new = []
         if new and device(point) == number:
             for name in new:
                 mounts[name] = point
@@ -78,6 +83,23 @@ def assign(
     elif len(mounts) == 1:
         mode = "v2"
     return mode, mounts, paths
+
+
+def bases(mounts: dict[str, str], own: dict[str, str]) -> dict[str, str]:
+    """Without root's rights: where we may make cgroups and enter them, for the hierarchies in which we may.
+
+    That is below our own cgroup in v1; in v2 beside it, or below it if it is all that is ours (cgroups(7)).
+    """
+    found: dict[str, str] = {}
+    for name, mount in mounts.items():
+        here = own.get(name, "/").rstrip("/")
+        for base in (here,) if name else (here.rpartition("/")[0], here):
+            directory = mount.rstrip("/") + base
+            # v2: whoever moves a process must be allowed to write to cgroup.procs of the nearest common ancestor
+            if posix.access(directory, posix.W_OK) and (name or posix.access(f"{directory}/cgroup.procs", posix.W_OK)):
+                found[name] = base
+                break
+    return found
 
 
 def _below(path: str, root: str) -> str:

@@ -144,7 +144,10 @@ def _set_frozen(paths: Mapping[str, str], frozen: bool) -> None:
     elif "" in paths:
         write(paths[""] + "/cgroup.freeze", b"1" if frozen else b"0")
     else:
-        raise PyociError("the container is in no cgroup that can be frozen: v2 or v1's freezer is needed")
+        raise PyociError(
+            "the container is in no cgroup of its own that can be frozen: v2 or v1's freezer is needed, and without"
+            " root's rights one that is delegated to you before the container is created"
+        )
 
 
 def oom_kills(paths: Mapping[str, str]) -> int:

@@ -197,7 +197,9 @@ def why(call: str, path: bytes, number: int, controller: str = "") -> str:
         "mkdir": f"the cgroup {shown} cannot be made",
         "enable": f"the controller {controller} cannot be enabled in {shown}",
     }.get(call, f"no process can be put into the cgroup {shown}")
-    if number in (EACCES, EPERM, EROFS):
+    if number == EROFS:
+        return f"{what}: it is mounted read-only; mount it read-write for pyoci, or use --cgroup-manager disabled"
+    if number in (EACCES, EPERM):
         return (
             f"{what}: it is not writable for uid {posix.geteuid()}; limits need a cgroup that is delegated to you (with"
             " systemd: systemd-run --user --scope -p Delegate=yes ...), or none in the configuration"

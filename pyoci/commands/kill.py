@@ -37,12 +37,26 @@ def _kill(root: str, id: str, number: int, everyone: bool) -> None:
         # Also when init has ended: in a shared pid namespace the kernel does not end the others with it.
         signal_all(state.cgroup_paths, number)
         return
+    if everyone and found in ("created", "running") and number != signals.SIGKILL:
+        _signal_members(state, number)
+        return
     if not (found in ("created", "running", "paused") and _send_to_init(state, number)):
         if everyone:
             return
         raise WrongState(f"container {state.id!r}: container not running")
     if number == signals.SIGKILL:
         _finish(state, found == "paused")
+
+
+def _signal_members(state: State, number: int) -> None:
+    """Without a cgroup: each of them.  (SIGKILL to init is for all in its pid namespace.)"""
+    from pyoci.pid_namespace import members
+
+    for pid in members(state.pid, "pid" in state.namespaces):
+        try:
+            posix.kill(pid, number)
+        except ProcessLookupError:
+            pass
 
 
 def _send_to_init(state: State, number: int) -> bool:

@@ -1,4 +1,4 @@
-"""ps: show a container's processes, all that are in its cgroups."""
+"""ps: show a container's processes, all that are in its cgroups; without any, all in its pid namespace."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyoci.errors import PyociError, UsageError
 from pyoci.hooks import RESET
 from pyoci.jsontext import dumps
 from pyoci.log import output
-from pyoci.state import Store
+from pyoci.state import Store, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,15 @@ def run(settings: Globals, options: Parsed) -> int:
         raise UsageError("invalid format option")
     with Store.open(settings.root, options.args[0]) as store:
         state = store.load()
-    pids = sorted(procs(state.cgroup_paths)) if state.cgroup_paths else []
+        found = "" if state.cgroup_paths else status(store, state)
+    if state.cgroup_paths:
+        pids = sorted(procs(state.cgroup_paths))
+    elif found in ("created", "running"):
+        from pyoci.pid_namespace import members
+
+        pids = members(state.pid, "pid" in state.namespaces)
+    else:
+        pids = []
     if form == "json":
         output(dumps(pids) + "\n")
     else:

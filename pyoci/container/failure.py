@@ -3,7 +3,7 @@ failed."""
 
 from __future__ import annotations
 
-from errno import ENOENT
+from errno import ENOENT, EPERM
 
 from pyoci.errors import CallError, PyociError
 from pyoci.kernel.errnos import words
@@ -36,8 +36,11 @@ def explain(failure: Failure, cgroup: str = "", root: str = "") -> PyociError:
         if op.call == "expect":
             return PyociError(f"{name}: {said}: it is a directory ({ARGS})")
         return PyociError(f"{name}: {said} ({ARGS}: {call(op, False)})")
-    hint = op.hint
-    if op.call == "clone3" and cgroup:
+    from pyoci.container.advice import advise
+
+    hint = advise(op, failure.errno, root) or op.hint
+    # EPERM is about the namespaces
+    if op.call == "clone3" and cgroup and failure.errno != EPERM:
         from pyoci.cgroup.perform import why
 
         hint = why("clone3", cgroup.encode(), failure.errno) or hint

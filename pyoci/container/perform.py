@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # attribute of spec.types.Hooks for each kind that create runs
 KINDS = {"prestart": "prestart", "createRuntime": "create_runtime", "createContainer": "create_container"}
+# Where distributions have newuidmap and newgidmap: $PATH is the caller's, and these are trusted with ids.
+HELPERS = ("/usr/bin", "/bin", "/usr/local/bin", "/run/wrappers/bin")
 IN_CONTAINER = ("createContainer", "startContainer")
 
 
@@ -208,13 +210,12 @@ def write_pid_file(path: str, pid: int) -> None:
 
 def map_ids(program: str, pid: int, words: list[bytes]) -> None:
     """newuidmap(1) or newgidmap(1): the set-user-ID programs that may write more than one's own id."""
-    path = next(
-        (f"{folder}/{program}" for folder in ("/usr/bin", "/bin", "/usr/local/bin") if _is_file(f"{folder}/{program}")),
-        None,
-    )
+    path = next((f"{folder}/{program}" for folder in HELPERS if _is_file(f"{folder}/{program}")), None)
+    kind = program[3:6]
     if path is None:
         raise PyociError(
-            f"/linux/{program[3:6]}Mappings: mapping more than your own id needs {program} (package uidmap)"
+            f"/linux/{kind}Mappings: mapping more than your own id needs {program}: install it (package uidmap), or map"
+            " your own id alone"
         )
     reading, writing = posix.pipe2(posix.O_CLOEXEC)
     try:
@@ -229,7 +230,23 @@ def map_ids(program: str, pid: int, words: list[bytes]) -> None:
     said = posix.read(reading, 4096).decode("utf-8", "replace").strip()
     posix.close(reading)
     if posix.waitpid(child, 0)[1]:
-        raise PyociError(f"/linux/{program[3:6]}Mappings: {said or program + ' failed'}; see /etc/sub{program[3:6]}")
+        remedy = _map_remedy(path, kind, said, words)
+        raise PyociError(f"/linux/{kind}Mappings: {said or program + ' failed'}; {remedy}")
+
+
+def _map_remedy(path: str, kind: str, said: str, words: list[bytes]) -> str:
+    if "write to" in said:
+        # it has found the ranges in order, and then had no rights
+        return (
+            f"{path} needs its set-user-ID bit (or CAP_SET{kind.upper()}), a file system without nosuid, and a caller"
+            " without no_new_privs"
+        )
+    if "name" in said:
+        return f"uid {posix.getuid()} needs an entry in /etc/passwd"
+    own = b"%d" % (posix.getuid() if kind == "uid" else posix.getgid())
+    ranges = [(int(host), int(size)) for host, size in zip(words[1::3], words[2::3], strict=True) if host != own]
+    options = " ".join([f"--add-sub{kind}s {first}-{first + size - 1}" for first, size in ranges])
+    return f"/etc/sub{kind} does not give you these: as root, usermod {options} USER"
 
 
 def check_map(op: Op, pid: int) -> None:

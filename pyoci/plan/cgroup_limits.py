@@ -60,8 +60,8 @@ class Limits:
             self.needed.setdefault(name, pointer)
             return f"{self.paths['']}/", True
         present = [*(key for key in self.paths if key), *(self.controllers if "" in self.paths else ())]
-        have = f"this host offers only {', '.join(present)}" if present else "this host offers no cgroup controller"
-        self.problem(pointer, f"needs the cgroup controller {name!r}, and {have}")
+        have = f"only {', '.join(present)}" if present else "none: no hierarchy is mounted, or none delegated to us"
+        self.problem(pointer, f"needs the cgroup controller {name!r}, and this container has {have}")
         return None
 
     def has(self, controller: str) -> bool:

@@ -9,7 +9,8 @@
                 processes cannot give controllers to its children
 
 Each hierarchy that is mounted gets a directory, v2 also where v1 has the controllers (hybrid): it is entered by clone3
-itself and makes killing atomic.  Without root's rights, a path and a limit the container stays in our own cgroup.
+itself and makes killing atomic.  Without root's rights and a path it is those in which something is delegated to us;
+where nothing is, and no limit asked for, the container stays in our own cgroup.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def plan_cgroups(
     resources = spec.linux.resources
     limits = Limits({}, ())
     zero_pids = version_of(spec.oci_version) >= (1, 3)
-    if not (rootless and not written and not _limited(resources)):
+    if not rootless or written or host.cgroup_bases or _limited(resources):
         plan.paths = _directories(path, written, host, rootless)
     if resources is not None:
         limits = write_limits(resources, plan.paths, host.cgroup_controllers, zero_pids)
@@ -155,9 +156,14 @@ def _limited(resources: Resources | None) -> bool:
 def _directories(path: str, written: str, host: Host, rootless: bool) -> dict[str, str]:
     at_top = bool(written) and (written.startswith("/") or not rootless)
     paths: dict[str, str] = {}
+    delegated = host.cgroup_bases if rootless and not at_top else {}
     for controller in (*V1, ""):
         mount = host.cgroup_mounts.get(controller)
         if mount is None:
+            continue
+        if delegated:
+            if controller in delegated:
+                paths[controller] = f"{mount.rstrip('/')}{delegated[controller]}/{path}"
             continue
         base = "" if at_top else host.cgroup_self.get(controller, "/").rstrip("/")
         if controller == "":

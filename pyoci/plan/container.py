@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 # the launcher's own descriptors, behind the standard streams and those that the caller hands through
 CONTROL, LISTEN, CONSOLE = 0, 1, 2
 SYS_ADMIN = 1 << 21
+MKNOD = 1 << 27
 
 
 class PlanOptions:
@@ -130,7 +131,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     cgroups = plan_cgroups(spec, host, options.id, rootless, options.cgroup_manager)
     process = spec.process
     privileged = bool(host.capabilities & SYS_ADMIN)
-    by_bind = names.has("user") or not host.initial_user_namespace
+    by_bind = names.has("user") or not host.initial_user_namespace or not host.capabilities & MKNOD
 
     at_turn = _opens_at_turn(spec, names, privileged, options)
     mount_plan = mounts.plan_mounts(spec, host, options.bundle, cgroups.paths, at_turn)

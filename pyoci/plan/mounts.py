@@ -73,6 +73,7 @@ def plan_mounts(
     # without SELinux a label is nobody's business: engines pass what they have
     label = spec.linux.mount_label if "selinux" in host.security_modules else ""
     shared_root = spec.linux.rootfs_propagation in ("shared", "rshared")
+    user_namespace = any(entry.type == "user" for entry in spec.linux.namespaces)
     for index, mount in enumerate(spec.mounts):
         origin = f"/mounts/{index}"
         options = MountOptions(mount.options)
@@ -81,6 +82,10 @@ def plan_mounts(
             _remount(plan, mount, options, origin)
         elif options.bind:
             source = source_path(mount, bundle)
+            if user_namespace and (source + "/").startswith("/sys/") and options.recursive:
+                # What of cgroups is delegated to the user is mounted below, and its root's to write to.
+                on, off = options.tree_attr
+                options.tree_attr = (on | (options.attr[0] & k.MOUNT_ATTR_RDONLY & ~off), off)
             now = at_turn and source != "/" and source in host.direct_sources
             clone = plan.ops if now else plan.sources
             clone.append(_clone(index, source, options))
@@ -91,7 +96,7 @@ def plan_mounts(
         elif mount.type == "cgroup" and host.cgroup_mode != "v2":
             _cgroup_v1(plan, index, mount, options, cgroup_paths)
         elif mount.type in ("cgroup", "cgroup2"):
-            _cgroup_v2(plan, index, mount, options, cgroup_paths, spec)
+            _cgroup_v2(plan, index, mount, options, cgroup_paths, spec, host)
         else:
             copied = host.copied.get(mount.destination) if options.copy_up else None
             mode = copied[0][1] if copied else None
@@ -280,11 +285,17 @@ def _remount(plan: MountPlan, mount: Mount, options: MountOptions, origin: str) 
 
 
 def _cgroup_v2(
-    plan: MountPlan, index: int, mount: Mount, options: MountOptions, cgroup_paths: dict[str, str], spec: Spec
+    plan: MountPlan,
+    index: int,
+    mount: Mount,
+    options: MountOptions,
+    cgroup_paths: dict[str, str],
+    spec: Spec,
+    host: Host,
 ) -> None:
     """A new cgroup2 instance in a new cgroup namespace; without one, the container's own cgroup bound read-only or as
-    asked."""
-    if any(namespace.type == "cgroup" for namespace in spec.linux.namespaces):
+    asked.  Without a cgroup of its own, all of them, read-only if others of the same user's may be among them."""
+    if any(namespace.type == "cgroup" for namespace in spec.linux.namespaces) or "" not in host.cgroup_mounts:
         # The file system's own options are those of every cgroup2 mount of the machine: none is passed on.
         options.data = []
         _filesystem(plan, index, "cgroup2", mount, options, spec)
@@ -292,7 +303,9 @@ def _cgroup_v2(
     origin = f"/mounts/{index}"
     tree = f"source{index}"
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
-    path = cgroup_paths.get("", "/sys/fs/cgroup")
+    path = cgroup_paths.get("") or host.cgroup_mounts[""]
+    if "" not in cgroup_paths and (host.euid != 0 or not host.initial_user_namespace):
+        options.attr = (options.attr[0] | k.MOUNT_ATTR_RDONLY, options.attr[1])
     plan.sources.append(Op("open_tree", (k.AT_FDCWD, path.encode(), flags), origin, tree))
     _attributes(plan, tree, options, origin, k.MS_SLAVE)
     _finish(plan, tree, mount.destination, "dir", origin)

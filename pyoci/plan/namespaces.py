@@ -115,25 +115,18 @@ def id_maps(linux: Linux, host: Host, namespaces: Namespaces) -> list[Op]:
     if "user" not in namespaces.new:
         return []
     ops: list[Op] = []
-    if host.euid != 0 and needs_helpers(linux, host):
-        for kind, mappings in (("uid", linux.uid_mappings), ("gid", linux.gid_mappings)):
-            words: list[bytes] = []
-            for entry in mappings:
-                words += [str(entry.container_id).encode(), str(entry.host_id).encode(), str(entry.size).encode()]
-            ops.append(Op(f"new{kind}map", (Ref("pid"), *words), f"/linux/{kind}Mappings", performer=RUNTIME))
-        return ops
     if denies_setgroups(linux, host):
         # an unprivileged gid map is only taken once setgroups(2) is given up
         ops.append(Op("write", (b"/proc/@pid/setgroups", b"deny"), "/linux/gidMappings", performer=RUNTIME))
-    for kind, mappings in (("uid", linux.uid_mappings), ("gid", linux.gid_mappings)):
-        ops.append(
-            Op(
-                "write",
-                (f"/proc/@pid/{kind}_map".encode(), map_text(mappings)),
-                f"/linux/{kind}Mappings",
-                performer=RUNTIME,
-            )
-        )
+    for kind, mappings, own in (("uid", linux.uid_mappings, host.euid), ("gid", linux.gid_mappings, host.gid)):
+        origin = f"/linux/{kind}Mappings"
+        if host.euid != 0 and needs_helper(mappings, own):
+            words: list[bytes] = []
+            for entry in mappings:
+                words += [str(entry.container_id).encode(), str(entry.host_id).encode(), str(entry.size).encode()]
+            ops.append(Op(f"new{kind}map", (Ref("pid"), *words), origin, performer=RUNTIME))
+        else:
+            ops.append(Op("write", (f"/proc/@pid/{kind}_map".encode(), map_text(mappings)), origin, performer=RUNTIME))
     return ops
 
 
@@ -142,15 +135,14 @@ def map_text(mappings: tuple[IdMapping, ...]) -> bytes:
     return "".join(f"{entry.container_id} {entry.host_id} {entry.size}\n" for entry in mappings).encode()
 
 
-def needs_helpers(linux: Linux, host: Host) -> bool:
-    """More than our own id is mapped: only newuidmap(1) and newgidmap(1) may, by /etc/subuid and /etc/subgid."""
-    mappings = (*linux.uid_mappings, *linux.gid_mappings)
-    return len(mappings) > 2 or any(entry.size != 1 for entry in mappings)  # noqa: PLR2004 - one uid, one gid
+def needs_helper(mappings: tuple[IdMapping, ...], own: int) -> bool:
+    """More or others than our own id are mapped: newuidmap(1) and newgidmap(1) may, by /etc/subuid and /etc/subgid."""
+    return len(mappings) > 1 or any(entry.size != 1 or entry.host_id != own for entry in mappings)
 
 
 def denies_setgroups(linux: Linux, host: Host) -> bool:
-    """An unprivileged single map: no supplementary groups can be set in the container."""
-    return host.euid != 0 and not needs_helpers(linux, host)
+    """Our own group alone is mapped, without privileges: no supplementary groups can be set in the container."""
+    return host.euid != 0 and not needs_helper(linux.gid_mappings, host.gid)
 
 
 def become_root(namespaces: Namespaces) -> list[Op]:

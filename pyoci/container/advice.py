@@ -1,0 +1,98 @@
+"""What a call that was refused wants of the host, and what to do about it.  Loaded only when something failed."""
+
+from __future__ import annotations
+
+import posix
+from errno import EACCES, EINVAL, EMFILE, ENFILE, ENOENT, EPERM
+
+from pyoci.kernel.capabilities import CAPABILITIES
+from pyoci.kernel.flags import PR_CAPBSET_DROP
+from pyoci.plan.ops import RUNTIME, Ref
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.plan.ops import Op
+
+# What the runtime's own user needs for a call (capabilities(7)), where no user namespace gives it.
+NEEDS = {
+    "bpf": "CAP_SYS_ADMIN",
+    "chroot": "CAP_SYS_CHROOT",
+    "clone3": "CAP_SYS_ADMIN",
+    "fsmount": "CAP_SYS_ADMIN",
+    "fsopen": "CAP_SYS_ADMIN",
+    "ioctl": "CAP_NET_ADMIN",
+    "mknodat": "CAP_MKNOD",
+    "mount_setattr": "CAP_SYS_ADMIN",
+    "open_tree": "CAP_SYS_ADMIN",
+    "setdomainname": "CAP_SYS_ADMIN",
+    "setgroups": "CAP_SETGID",
+    "sethostname": "CAP_SYS_ADMIN",
+    "setns": "CAP_SYS_ADMIN",
+    "setresgid": "CAP_SETGID",
+    "setresuid": "CAP_SETUID",
+}
+DEVICES = "/linux/resources/devices"
+MAPS = {"/linux/uidMappings": "CAP_SETUID", "/linux/gidMappings": "CAP_SETGID"}
+OPEN_FILES = "the limit of open files is too low for this container: raise it (ulimit -n)"
+
+
+def advise(op: Op, number: int, root: str = "") -> str:
+    """A remedy for the errno `number` of `op`, or ""; `root` is the container's root."""
+    if number in (EMFILE, ENFILE):
+        return OPEN_FILES
+    if number == EINVAL and op.call == "mount_setattr" and op.args[1] == b"/":
+        return (
+            "the root directory that pyoci runs in is no mount point, as in a chroot: bind it on itself before"
+            " (mount --bind DIR DIR)"
+        )
+    if number == ENOENT and op.call == "openat" and op.args[1] == b"/dev/null":
+        return "the host has none: mknod -m 666 /dev/null c 1 3"
+    if number == EPERM:
+        return _capability(op)
+    if number == EACCES and root and op.args[:1] == (Ref("rootfs"),):
+        return _closed(root)
+    return ""
+
+
+def _capability(op: Op) -> str:
+    need = NEEDS.get(op.call, "")
+    if op.call == "prctl" and op.args[0] == PR_CAPBSET_DROP:
+        need = "CAP_SETPCAP"
+    elif op.performer == RUNTIME and op.origin in MAPS:
+        return _map(op)
+    elif op.performer == RUNTIME and op.origin.startswith(DEVICES):
+        need = "CAP_SYS_ADMIN"
+    if need and not effective() >> CAPABILITIES[need] & 1:
+        return f"this needs {need}, which pyoci has not been given"
+    return ""
+
+
+def _map(op: Op) -> str:
+    kind = op.origin[7:10]
+    if posix.geteuid() == 0 and not effective() >> CAPABILITIES[MAPS[op.origin]] & 1:
+        return f"this needs {MAPS[op.origin]}, which pyoci has not been given"
+    return f"the user namespace that pyoci runs in may not have these {kind}s itself: see /proc/self/{kind}_map"
+
+
+def _closed(root: str) -> str:
+    """Root of a user namespace is somebody else to the file system."""
+    try:
+        there = posix.stat(root)
+    except OSError:
+        return ""
+    if there.st_mode & 0o001:
+        return ""
+    return (
+        f"the container's root user may not enter {root}, which belongs to uid {there.st_uid} of the host and has mode"
+        f" {there.st_mode & 0o7777:04o}: chown it to the host's uid of that user, or chmod o+x it"
+    )
+
+
+def effective() -> int:
+    """Our effective capabilities, as bits."""
+    from pyoci.cgroup.files import look
+
+    for line in look("/proc/self/status").split(b"\n"):
+        if line.startswith(b"CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
