@@ -202,6 +202,14 @@ class Directory:
         """The content of the file `name`; OSError as the kernel gives it."""
         return read_file(name, self.fd)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file `name`."""
+        try:
+            posix.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
     def remove(self) -> None:
         """Remove the directory with all that is in it, the state last: killed on the way, delete can be repeated."""
         names = posix.listdir(self.fd)

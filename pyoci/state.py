@@ -35,6 +35,7 @@ __all__ = (
 )
 
 SOCKET = "start.sock"
+NO_PROCESS = "no-process"  # is there for a container that cannot be started
 # A state under creation has a file of its own: a file that replaces another is written to the disk at once by some file
 # systems, and who removes it a moment later waits for that (ext4(5), auto_da_alloc).
 DRAFT, FILE = LAST

@@ -16,10 +16,10 @@ import pytest
 
 from pyoci import log, signals
 from pyoci.cli import main
-from pyoci.commands import delete as deleting
 from pyoci.commands import spec as specifying
 from pyoci.commands.list import table
 from pyoci.commands.ps import chosen
+from pyoci.container import teardown
 from pyoci.errors import PyociError
 from pyoci.state import State, Store, process
 
@@ -278,7 +278,7 @@ def test_many_deletes_at_once(root: Root) -> None:
 
 def test_a_process_that_does_not_die(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     root.add("c1")
-    monkeypatch.setattr(deleting, "PATIENCE", 0.05)
+    monkeypatch.setattr(teardown, "PATIENCE", 0.05)
     monkeypatch.setattr(signals, "send", lambda pidfd, number: None)
     status, _, err = root("delete", "--force", "c1")
     assert status == 1

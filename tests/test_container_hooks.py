@@ -126,17 +126,31 @@ def test_failure_of_start_container(box: Box) -> None:
     box.create("echo ran > /tmp/ran")
     error = box.fails("start", box.id)
     assert "/hooks/startContainer/0" in error and "exit status 5" in error
-    until(lambda: box.status() == "stopped")
     assert read(box, "ran") == ""
-    box.ok("delete", box.id)
     box.gone()
+    assert "does not exist" in box.fails("delete", box.id)
+    box.ok("delete", "--force", box.id)
 
 
 def test_failure_of_poststart(box: Box) -> None:
     hook(box, "poststart", "exit 5")
+    hook(box, "poststop")
     box.create("exec sleep 100")
     assert "/hooks/poststart/0" in box.fails("start", box.id)
-    until(lambda: box.status() == "stopped")
+    assert order(box) == ["poststart0", "poststop0"]
+    box.gone()
+
+
+@pytest.mark.parametrize("kind", ["startContainer", "poststart"])
+def test_a_start_that_fails_twice(box: Box, kind: str) -> None:
+    """What goes wrong while the container is taken down is a warning; the hook's failure stays the error."""
+    hook(box, kind, "exit 5")
+    hook(box, "poststop", "exit 6")
+    box.create("exec sleep 100")
+    error = box("start", box.id)
+    assert error.returncode == 1 and "/hooks/poststop/0" in error.stderr
+    assert f"/hooks/{kind}/0" in error.stderr.splitlines()[-1]
+    box.gone()
 
 
 def test_failure_of_poststop_is_a_warning(box: Box) -> None:

@@ -34,6 +34,14 @@ HERE = Path(__file__).resolve().parent
 MODULE = "github.com/opencontainers/runtime-tools"
 LOCK = "/run/lock/pyoci-runtime-tools"
 TIMEOUT = 150
+# Statements of the suite that cannot be right, by file: what it says, and what it means.  Nothing else is changed.
+REPAIRS = {
+    # since runtime-spec 1.3.0 both are pointers, which are never equal
+    "validation/util/linux_resources_pids.go": (
+        "lpd.Limit == config.Linux.Resources.Pids.Limit",
+        "lpd.Limit != nil && *lpd.Limit == *config.Linux.Resources.Pids.Limit",
+    ),
+}
 # What a program sees of cgroups.  cgroup2 is mounted without options: they would be those of the whole machine.
 LAYOUTS = {
     "v1": "if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi",
@@ -42,6 +50,15 @@ LAYOUTS = {
 MARKS = {"v1": "/sys/fs/cgroup/memory", "v2": "/sys/fs/cgroup"}
 # Groups that the suite leaves behind.
 GROUPS = ("cgrouptest", "testdir")
+
+
+# For a runtime that knows only the version KNOWN: documents are said to be of it.
+RENAMED = """\
+for word; do
+    test "$before" != --bundle || sed -i 's/"ociVersion": *"1.3.0"/"ociVersion": "KNOWN"/' "$word/config.json"
+    before=$word
+done
+"""
 
 
 def lacking() -> frozenset[str]:
@@ -56,8 +73,9 @@ def lacking() -> frozenset[str]:
     present = {
         "CAP_SYS_RESOURCE": bool(bounding >> 24 & 1),  # linux/capability.h
         "acme_secure_profile": confined,
-        "hugetlb": Path("/sys/fs/cgroup/hugetlb").is_dir(),
-        "net_cls": Path("/sys/fs/cgroup/net_cls").is_dir() and Path("/sys/fs/cgroup/net_prio").is_dir(),
+        "hugetlb": os.path.ismount("/sys/fs/cgroup/hugetlb"),
+        # one may be a link to both
+        "net_cls": all(os.path.ismount(os.path.realpath(f"/sys/fs/cgroup/{name}")) for name in ("net_cls", "net_prio")),
     }
     return frozenset(name for name, there in present.items() if not there)
 
@@ -70,9 +88,18 @@ def version() -> str:
     raise ValueError(f"go.mod requires no {MODULE}")
 
 
+def repair(source: Path) -> None:
+    """Put right what REPAIRS has in a copy of the suite."""
+    for name, (wrong, right) in REPAIRS.items():
+        text = (source / name).read_text(encoding="utf-8")
+        if text.count(wrong) != 1:
+            raise ValueError(f"{name} of runtime-tools {version()} does not say {wrong!r} once: is its repair needed?")
+        (source / name).write_text(text.replace(wrong, right), encoding="utf-8")
+
+
 def build() -> Path:
     """The folder of the built suite: its programs, and runtimetest and the archive of a root that they want."""
-    recipe = b"".join((HERE / name).read_bytes() for name in ("go.mod", "go.sum"))
+    recipe = b"".join((HERE / name).read_bytes() for name in ("go.mod", "go.sum")) + repr(REPAIRS).encode()
     cache = Path("/var/cache/pyoci-check")
     folder = cache / f"runtime-tools-{version()}-{hashlib.sha256(recipe).hexdigest()[:12]}"
     if folder.exists():
@@ -83,21 +110,36 @@ def build() -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
     with tempfile.TemporaryDirectory(dir=cache, prefix="runtime-tools-") as work:
-        words = [go, "build", "-trimpath", "-o", f"{work}/made/"]
-        packages = [f"{MODULE}/cmd/runtimetest", f"{MODULE}/validation/..."]
-        (Path(work) / "made").mkdir()
-        subprocess.run([*words, *packages], cwd=HERE, env=environment, check=True, stdin=subprocess.DEVNULL)
         asked = [go, "mod", "download", "-json", f"{MODULE}@{version()}"]
         told = subprocess.run(asked, cwd=HERE, env=environment, check=True, stdout=subprocess.PIPE).stdout
-        for archive in Path(json.loads(told)["Dir"]).glob("rootfs-*.tar.gz"):
-            shutil.copy(archive, f"{work}/made/{archive.name}")
-        os.chmod(work, 0o755)
+        source, made = Path(work) / "source", Path(work) / "made"
+        # without its mode: what is in Go's cache cannot be written
+        shutil.copytree(json.loads(told)["Dir"], source, copy_function=shutil.copyfile)
+        for path, _, _ in os.walk(source):
+            os.chmod(path, 0o755)
+        repair(source)
+        made.mkdir()
+        words = [go, "build", "-trimpath", "-o", f"{made}/", "./cmd/runtimetest", "./validation/..."]
+        subprocess.run(words, cwd=source, env=environment, check=True, stdin=subprocess.DEVNULL)
+        for archive in source.glob("rootfs-*.tar.gz"):
+            shutil.copy(archive, made / archive.name)
+        made.chmod(0o755)
         try:
-            Path(f"{work}/made").rename(folder)
+            made.rename(folder)
         except OSError:
             if not folder.exists():  # else somebody was faster
                 raise
     return folder
+
+
+def older(runtime: str) -> str:
+    """The version of the specification that a runtime of before 1.1 says it knows; "" for a newer one.
+
+    Such a runtime may refuse any other (crun 1.8 does), and the suite's documents are of 1.3.0.
+    """
+    told = subprocess.run([runtime, "--version"], stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
+    words = [line.removeprefix("spec:").strip() for line in told.splitlines() if line.startswith("spec:")]
+    return words[0] if words and words[0].startswith("1.0.") else ""
 
 
 def programs(suite: Path) -> list[str]:
@@ -118,7 +160,9 @@ class Runner:
                 shutil.copy(path, self.cwd / path.name)
         # programs start one word
         self.runtime = folder / "runtime"
-        self.runtime.write_text(f'#!/bin/sh\nexec {runtime} --root {self.root} "$@"\n')
+        known = older(runtime)
+        change = RENAMED.replace("KNOWN", known) if known else ""
+        self.runtime.write_text(f'#!/bin/sh\n{change}exec {runtime} --root {self.root} "$@"\n')
         self.runtime.chmod(0o755)
 
     def inside(self, *command: str) -> subprocess.Popen[str]:
@@ -239,6 +283,7 @@ def main() -> int:
                 for name, runner in runners.items():
                     begun = time.monotonic()
                     result = results[name][program] = runner.run(program)
+                    tidy()  # what one leaves would not be the next one's to remove
                     print(f"{program:32}{name:8}{time.monotonic() - begun:6.1f} s  {result.summary}", flush=True)
                     if options.outputs:
                         options.outputs.mkdir(parents=True, exist_ok=True)

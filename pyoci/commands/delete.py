@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import errno
 import posix
-import select
 import time
 
-from pyoci import signals
-from pyoci.errors import NotFound, PyociError, WrongState
-from pyoci.state import Store, open_init, status
+from pyoci.errors import NotFound, WrongState
+from pyoci.state import Store, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.cli import Globals, Parsed
     from pyoci.state import State
 
-PATIENCE = 10.0  # seconds for a killed process to end
 UNRECORDED = 1.0  # seconds for a process that lost its creator to end
 
 
@@ -56,11 +53,11 @@ def delete(store: Store, force: bool) -> None:
     found = status(store, state)
     if found in ("running", "paused") and not force:
         raise WrongState(f"cannot delete container {state.id} that is not stopped: {found}")
+    from pyoci.container.teardown import dismantle, end
+
     end(state, found == "paused")
     if state.phase == "creating" and not state.cgroup_created:
         _remove_unrecorded(state)
-    from pyoci.container.teardown import dismantle
-
     dismantle(store, state)
 
 
@@ -80,28 +77,3 @@ def _remove_unrecorded(state: State) -> None:
                     time.sleep(0.005)
                     continue
             break
-
-
-def end(state: State, paused: bool) -> None:
-    """Kill the container's init, if it still is there, and wait until it has ended."""
-    descriptor = open_init(state)
-    if descriptor is None:
-        return
-    try:
-        try:
-            signals.send(descriptor, signals.SIGKILL)
-        except ProcessLookupError:
-            return
-        if paused:
-            from pyoci.cgroup.live import thaw
-
-            thaw(state.cgroup_paths)
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        if not poll.poll(PATIENCE * 1000):
-            raise PyociError(
-                f"container {state.id!r}: process {state.pid} did not end within {PATIENCE:g} s of SIGKILL; "
-                f"/proc/{state.pid}/stack shows what it waits for"
-            )
-    finally:
-        posix.close(descriptor)

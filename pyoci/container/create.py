@@ -16,7 +16,7 @@ from pyoci.options import absolute, read_document
 from pyoci.plan.container import ContainerPlan, PlanOptions, plan_container, root_path
 from pyoci.program import assemble, leading
 from pyoci.spec.load import load
-from pyoci.state import SOCKET, State, Store, timestamp
+from pyoci.state import NO_PROCESS, SOCKET, State, Store, timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -301,6 +301,9 @@ class Creation:
                 from pyoci.container.replay import remember
 
                 remember(store, blueprint)
+                if blueprint.spec.process is None:
+                    store.write(NO_PROCESS, b"")
+                    self.performer.startable = False
         finally:
             if listener is not None:
                 listener.close()

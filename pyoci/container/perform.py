@@ -36,7 +36,7 @@ class Performer:
 
     __slots__ = (
         "after_created", "given", "hooks", "host", "net_devices", "pid_file", "ran_hooks", "receiver", "resctrl",
-        "state", "store", "unit",
+        "startable", "state", "store", "unit",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,7 @@ class Performer:
         self.hooks = hooks
         self.pid_file = pid_file
         self.after_created = after_created  # init goes on without us once the container is created
+        self.startable = True  # the container has a process
         self.ran_hooks = False
         self.given: dict[str, int] = {}  # descriptors that init is to be started with, by name
         self.resctrl: list[str] = []  # groups that we have made
@@ -112,7 +113,7 @@ class Performer:
         self.know(session.pid)
         state.phase = "created" if self.after_created or self.hooks.start_container else "running"
         self.store.save(state)
-        if self.after_created:
+        if self.after_created and self.startable:
             from pyoci.shortcut import leave
 
             leave(self.store, state)

@@ -133,9 +133,13 @@ class Restoration(Creation):
                     opened.append(given[name])
             session.spawn(blueprint.host.kernel, FDS, given, (null, criu.output, criu.output))
             session.play()
-            # where it is now, of its mount namespace (pyoci.plan.restoring)
-            theirs = posix.open(f"/proc/{session.pid}/cwd", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-            opened.append(theirs)
+            theirs = image
+            try:
+                # where it is now, of its mount namespace (pyoci.plan.restoring)
+                theirs = posix.open(f"/proc/{session.pid}/cwd", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+                opened.append(theirs)
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # it has ended already: it is asked nevertheless, and what it has said is the answer
             criu.ask(rpc.RESTORE, self._fields(image, theirs), self._notified)
         finally:
             if criu is not None:

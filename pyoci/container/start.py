@@ -9,7 +9,7 @@ from errno import ECONNREFUSED, ENOENT
 
 from pyoci.errors import PyociError, WrongState
 from pyoci.reports import AT_BARRIER, FAILED, REPORT, TEXT_MAX
-from pyoci.state import SOCKET, Store, status
+from pyoci.state import NO_PROCESS, SOCKET, Store, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def start(root: str, container_id: str) -> None:
         found = status(store, state)
         if found != "created":
             raise WrongState(f"container {container_id!r}: {REFUSED[found]}")
+        if store.has(NO_PROCESS):
+            raise WrongState(f"/process: container {container_id!r} was created without process, and start needs one")
         proxy = None
         if posix.environ.get(b"NOTIFY_SOCKET"):
             from pyoci.readiness import Proxy
@@ -60,7 +62,11 @@ def start(root: str, container_id: str) -> None:
             raise WrongState(f"container {container_id!r}: {REFUSED['stopped']}") from None
         finally:
             connection.close()
-        poststart(store, state)
+        try:
+            poststart(store, state)
+        except PyociError:
+            destroy(store, state)
+            raise
         if proxy is not None:
             # others may work on the container while we wait
             store.unlock()
@@ -83,9 +89,8 @@ def _attend(connection: _socket.socket, store: Store, state: State) -> None:
             try:
                 start_container_hooks(store, state)
             except PyociError:
-                # config.md#startcontainer-hooks: the container is stopped
                 connection.close()
-                kill(state)
+                destroy(store, state)
                 raise
             connection.send(b"\0")
         elif kind == FAILED:
@@ -103,30 +108,28 @@ def start_container_hooks(store: Store, state: State) -> None:
 
 
 def poststart(store: Store, state: State) -> None:
-    """The poststart hooks; since 1.3 of the specification their failure stops the container (config.md#poststart)."""
+    """The poststart hooks; since 1.3 of the specification their failure ends the container (runtime.md#lifecycle)."""
     if not state.hooks.get("poststart"):
         return
     from pyoci.container.perform import run_container_hooks
     from pyoci.hooks import remembered
 
+    run_container_hooks("poststart", remembered(state.hooks, "poststart"), state, None, "running")
+
+
+def destroy(store: Store, state: State) -> None:
+    """What the failure of a hook of start leads to (runtime.md#lifecycle, from step 7 or 9 to 12 and 13): the container
+    is stopped, what create made is undone, and the poststop hooks run.  Nothing is left for delete."""
+    from pyoci.container.teardown import dismantle, end
+
     try:
-        run_container_hooks("poststart", remembered(state.hooks, "poststart"), state, None, "running")
-    except PyociError:
-        kill(state)
-        raise
+        end(state, False)
+        dismantle(store, state)
+    except (OSError, PyociError) as second:
+        from pyoci import log
 
-
-def kill(state: State) -> None:
-    """SIGKILL for the container's init."""
-    from pyoci import signals
-    from pyoci.state import open_init
-
-    descriptor = open_init(state)
-    if descriptor is not None:
-        try:
-            signals.send(descriptor, signals.SIGKILL)
-        except ProcessLookupError:
-            pass
+        # the hook's failure is the error
+        log.warning(f"container {state.id!r}: after a hook of start has failed: {second}")
 
 
 def _decode(store: Store, state: State, index: int, number: int, text: str) -> PyociError:

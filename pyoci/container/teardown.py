@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import posix
+import select
+
+from pyoci import signals
 from pyoci.errors import PyociError
+from pyoci.state import open_init
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.state import State, Store
+
+
+PATIENCE = 10.0  # seconds for a killed process to end
 
 
 def dismantle(store: Store, state: State, poststop: bool = True) -> None:
@@ -49,3 +57,28 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
         text = dumps(document(state, "stopped")).encode()
         run_hooks("poststop", remembered(state.hooks, "poststop"), text, tolerate=True)
     store.remove()
+
+
+def end(state: State, paused: bool) -> None:
+    """Kill the container's init, if it still is there, and wait until it has ended."""
+    descriptor = open_init(state)
+    if descriptor is None:
+        return
+    try:
+        try:
+            signals.send(descriptor, signals.SIGKILL)
+        except ProcessLookupError:
+            return
+        if paused:
+            from pyoci.cgroup.live import thaw
+
+            thaw(state.cgroup_paths)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(PATIENCE * 1000):
+            raise PyociError(
+                f"container {state.id!r}: process {state.pid} did not end within {PATIENCE:g} s of SIGKILL; "
+                f"/proc/{state.pid}/stack shows what it waits for"
+            )
+    finally:
+        posix.close(descriptor)
