@@ -14,8 +14,8 @@
  *
  * When root runs it, nothing that decides what happens next may be writable by anybody else: this file, the
  * interpreter, the package with every file in it, the directories that modules come from, and all directories above
- * these.  Otherwise it refuses, naming the file.  What the interpreter's own library contains is its distributor's
- * business.
+ * these.  Otherwise it refuses, naming the file.  What is in those directories besides is judged when it is imported
+ * (pyoci/trust.py).  What the interpreter's own library contains is its distributor's business.
  *
  * No libc, so that it is the same file on every Linux and takes 0.1 ms; no heap; no configuration.
  */
@@ -242,6 +242,11 @@ static void judge_install(struct install *in, const char *self)
         if (*end)
             end++;
     }
+    set(&path, in->python.bytes, "");
+    parent(&path);
+    add(&path, "/../lib/");
+    add(&path, in->name);
+    judge_one(path.bytes);
     set(&path, in->packages.bytes, "/pyoci");
     judge_one(in->packages.bytes);
     judge_one(path.bytes);

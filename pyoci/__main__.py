@@ -13,7 +13,7 @@ import gc
 import posix
 import sys
 from _frozen_importlib import ModuleSpec
-from _frozen_importlib_external import MAGIC_NUMBER, SourceFileLoader
+from _frozen_importlib_external import MAGIC_NUMBER, PathFinder, SourceFileLoader
 from marshal import loads
 
 TYPE_CHECKING = False
@@ -116,6 +116,25 @@ class CompiledFinder:
         return None
 
 
+class JudgedFinder:
+    """Finds what is nobody's of the above as usual; root imports no package that somebody else can write to."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> ModuleSpec | None:
+        if path is not None:
+            return None  # the package has been judged, with all that is in it
+        spec = PathFinder.find_spec(name, None, target)
+        if spec is not None and posix.geteuid() == 0:
+            found = spec.origin or "".join(list(spec.submodule_search_locations or ())[:1])
+            if any(found.startswith(place + "/") for place in ":".join(PLACES).split(":") if place):
+                from pyoci.trust import judge
+
+                judge(spec)
+        return spec
+
+
 def prepare() -> None:
     """Make this a process that can run a command: no garbage collection, the places that modules come from."""
     gc.disable()
@@ -130,6 +149,7 @@ def prepare() -> None:
     if others:
         sys.path.extend(others.split(":"))
     sys.meta_path.insert(0, CompiledFinder)
+    sys.meta_path.insert(sys.meta_path.index(PathFinder), JudgedFinder)
 
 
 def start() -> None:

@@ -131,7 +131,7 @@ def _record(level: str, message: str, fields: dict[str, object], descriptor: int
     """One record with `level`, `msg` and `time` (RFC 3339), the keys that engines decode."""
     try:
         _logger(descriptor, level)(message, **fields)
-    except (OSError, ImportError) as problem:
+    except Exception as problem:  # noqa: BLE001 - also what a structlog that is broken raises
         # The reason of a failed command must not be lost because the log is full or structlog is broken.
         try:
             write_all(2, f"pyoci: cannot write to the log: {problem}\n".encode())

@@ -75,7 +75,7 @@ def validator(root: dict[str, Any]) -> Any:
     try:
         from jsonschema import Draft202012Validator
         from jsonschema.validators import extend
-    except ImportError:
+    except ModuleNotFoundError:
         message = "the Python package jsonschema is not installed (Debian: python3-jsonschema)"
         raise PyociError(message) from None
     checker = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)

@@ -152,6 +152,76 @@ def test_a_module_that_does_not_exist(tree: Tree) -> None:
     assert tree.ask("name", setup=setup) == "pyoci.deep.nothing"
 
 
+# ---- packages that are not ours
+
+IMPORT = "try:\n    import {name}\n    found = {name}.value\nexcept ImportError as e:\n    found = str(e)"
+
+
+def others(tree: Tree) -> Path:
+    """A directory with a package, a package without `__init__`, and a module that is a file; all of them are 1."""
+    (tree.package / "trust.py").write_bytes((Path(str(entry.__file__)).parent / "trust.py").read_bytes())
+    (tree.package / "errors.py").write_bytes((Path(str(entry.__file__)).parent / "errors.py").read_bytes())
+    place = tree.top.parent / "others"
+    (place / "theirs" / "deep").mkdir(parents=True)
+    (place / "loose").mkdir()
+    for name in ("theirs/__init__", "theirs/deep/__init__", "theirs/deep/leaf", "loose/part", "single"):
+        (place / f"{name}.py").write_text("value = 1\n")
+        py_compile.compile(str(place / f"{name}.py"), doraise=True)
+    return place
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("theirs", "theirs"),
+        ("theirs", "theirs/__init__.py"),
+        ("theirs", "theirs/__pycache__"),
+        ("theirs", "theirs/deep/leaf.py"),
+        ("theirs", f"theirs/deep/__pycache__/leaf.{sys.implementation.cache_tag}.pyc"),
+        ("loose.part", "loose/part.py"),
+        ("single", "single.py"),
+        ("single", f"__pycache__/single.{sys.implementation.cache_tag}.pyc"),
+    ],
+)
+def test_root_imports_no_package_that_others_can_write(tree: Tree, name: str, file: str) -> None:
+    place = others(tree)
+    setup = IMPORT.format(name=name)
+    assert tree.ask("found", setup=setup, others=str(place)) == 1
+    path = place / file
+    mode = path.stat().st_mode & 0o777
+    for uid, gid, bits, refused in ((1000, 0, 0, 1), (0, 1000, 0o020, 1), (0, 0, 0o002, 1), (0, 1000, 0, 0)):
+        os.chown(path, uid, gid)
+        path.chmod(mode | bits)
+        found = tree.ask("found", setup=setup, others=str(place))
+        if refused:
+            assert isinstance(found, str) and found.startswith(f"{path}: ") and "root will not import it" in found
+        else:
+            assert found == 1
+
+
+@pytest.mark.root
+def test_links_in_packages_are_followed_before_root_judges(tree: Tree) -> None:
+    place = others(tree)
+    elsewhere = tree.top.parent / "elsewhere"
+    (place / "theirs" / "deep").rename(elsewhere)
+    (place / "theirs" / "deep").symlink_to("../../elsewhere")
+    (place / "theirs" / "loop").symlink_to("loop")
+    (place / "theirs" / "nothing").symlink_to("/nonexistent")
+    (place / "theirs" / "self").symlink_to(".")
+    setup = IMPORT.format(name="theirs.deep.leaf").replace("found = theirs.deep.leaf.value", "found = 1")
+    assert tree.ask("found", setup=setup, others=str(place)) == 1
+    elsewhere.chmod(0o777)
+    assert str(elsewhere) in str(tree.ask("found", setup=setup, others=str(place)))
+
+
+def test_others_than_root_import_what_they_like(tree: Tree) -> None:
+    place = others(tree)
+    (place / "theirs").chmod(0o777)
+    setup = "import posix\nposix.geteuid = lambda: 1000\n" + IMPORT.format(name="theirs")
+    assert tree.ask("found", setup=setup, others=str(place)) == 1
+
+
 # ---- ends
 
 

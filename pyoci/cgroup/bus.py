@@ -73,7 +73,7 @@ class Bus:
         # before anything is sent: without it there is nothing to talk with
         try:
             from jeepney import Parser
-        except ImportError:
+        except ModuleNotFoundError:
             raise PyociError(
                 "--systemd-cgroup: the Python package jeepney is not installed (Debian: python3-jeepney)"
             ) from None
