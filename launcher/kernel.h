@@ -5,7 +5,7 @@
 #if defined(__x86_64__)
 enum { ARCH_PRCTL = 158, CLOCK_GETTIME = 228, CLOSE = 3, CONNECT = 42, EXECVE = 59, EXIT_GROUP = 231, FACCESSAT = 269,
        FCNTL = 72, FLOCK = 73, GETDENTS64 = 217, GETEUID = 107, GETXATTR = 191, LSEEK = 8, MADVISE = 28, MEMFD_CREATE = 319,
-       MINCORE = 27, MMAP = 9, MPROTECT = 10, OPENAT = 257, PREAD64 = 17, READ = 0,
+       MINCORE = 27, MMAP = 9, MPROTECT = 10, OPENAT = 257, PREAD64 = 17, PRLIMIT64 = 302, READ = 0,
        READLINKAT = 267, RECVFROM = 45, RT_SIGACTION = 13, SOCKET = 41, STATX = 332, UMASK = 95, UNAME = 63, UNLINKAT = 263, WRITE = 1 };
 
 static inline long kernel(long number, long a, long b, long c, long d, long e, long f)
@@ -21,7 +21,7 @@ static inline long kernel(long number, long a, long b, long c, long d, long e, l
 }
 #elif defined(__aarch64__)
 enum { CLOSE = 57, CONNECT = 203, EXECVE = 221, EXIT_GROUP = 94, FACCESSAT = 48, FCNTL = 25, FLOCK = 32, GETDENTS64 = 61, GETEUID = 175, GETXATTR = 8,
-       OPENAT = 56, READ = 63, READLINKAT = 78, RECVFROM = 207, SOCKET = 198, STATX = 291, UMASK = 166, UNLINKAT = 35,
+       OPENAT = 56, PRLIMIT64 = 261, READ = 63, READLINKAT = 78, RECVFROM = 207, SOCKET = 198, STATX = 291, UMASK = 166, UNLINKAT = 35,
        WRITE = 64 };
 
 static inline long kernel(long number, long a, long b, long c, long d, long e, long f)
@@ -75,7 +75,7 @@ static inline long kernel(long number, long a, long b, long c, long d, long e, l
 #define TYPE 0170000
 #define DIRECTORY 0040000
 #define LINK 0120000
-#define ASK 0x35b /* STATX_TYPE | MODE | UID | GID | MTIME | INO | SIZE */
+#define ASK 0x3db /* STATX_TYPE | MODE | UID | GID | MTIME | CTIME | INO | SIZE */
 #define PATH_SIZE 4096
 #define INITIAL_USER_NAMESPACE 0xeffffffdul /* PROC_USER_INIT_INO in linux/proc_ns.h */
 
@@ -93,9 +93,12 @@ struct status { /* struct statx; only what is asked for */
     unsigned int links, uid, gid;
     unsigned short mode, spare;
     unsigned long inode, size;
-    unsigned char middle[112 - 48];
-    long seconds; /* of the modification */
-    unsigned int nanoseconds, reserved, device[4]; /* of the file: major, minor; of what it is in: major, minor */
+    unsigned char middle[96 - 48];
+    struct { /* struct statx_timestamp */
+        long seconds;
+        unsigned int nanoseconds, reserved;
+    } changed, modified;
+    unsigned int device[4]; /* of the file: major, minor; of what it is in: major, minor */
     unsigned char rest[256 - 144];
 };
 _Static_assert(sizeof(struct status) == 256, "statx");

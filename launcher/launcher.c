@@ -322,6 +322,19 @@ static const char *name_wanted(const char *path)
     return option.bytes;
 }
 
+#define RLIMIT_DATA 2
+#define RLIMIT_STACK 3
+#define RLIMIT_AS 9
+
+/* What cannot do ends in SIGSEGV, or in the words of whoever happens to fail first: ours are better. */
+static void expect_limit(long limit, unsigned long least, const char *name)
+{
+    unsigned long found[2]; /* struct rlimit64: soft, hard */
+
+    if (kernel(PRLIMIT64, 0, limit, 0, (long)found, 0, 0) == 0 && found[0] < least)
+        die(name, ": the limit is too small for an interpreter to start; raise it (ulimit, setrlimit(2))");
+}
+
 /* An interpreter that has no descriptor 2 writes its messages into the next file it opens. */
 static void fill_standard_streams(void)
 {
@@ -348,7 +361,7 @@ static void drop_loader_variables(char **environment)
     *to = 0;
 }
 
-__attribute__((noreturn, used)) void launch(long *stack)
+__attribute__((noreturn, noinline)) static void become(long *stack)
 {
     static struct install in;
     static struct text self;
@@ -424,6 +437,15 @@ __attribute__((noreturn, used)) void launch(long *stack)
     for (i = 1; i < argc; i++)
         next[n++] = argv[i];
     next[n] = 0;
+    expect_limit(RLIMIT_AS, 16ul << 20, "RLIMIT_AS");
+    expect_limit(RLIMIT_DATA, 8ul << 20, "RLIMIT_DATA");
     kernel(EXECVE, (long)in.python.bytes, (long)next, (long)environment, 0, 0, 0);
     die(in.python.bytes, ": cannot be executed");
+}
+
+/* By itself, as it needs no more of the stack than it says. */
+__attribute__((noreturn, used)) void launch(long *stack)
+{
+    expect_limit(RLIMIT_STACK, 64ul << 10, "RLIMIT_STACK");
+    become(stack);
 }

@@ -26,7 +26,7 @@
 
 #if defined(__x86_64__)
 
-#define MAGIC "pyoci snapshot 3"
+#define MAGIC "pyoci snapshot 4"
 #define HEAD 65536
 #define PROT_WRITE 2
 #define MAP_PRIVATE 2
@@ -63,12 +63,13 @@ struct mapping {
 struct mapped_file {
     char path[208];
     unsigned long inode, size;
-    long seconds;
-    unsigned int nanoseconds, major, minor, spare;
+    long modified, changed; /* seconds */
+    unsigned int modified_nanoseconds, changed_nanoseconds, major, minor;
 };
 
 struct head {
     char magic[16];
+    unsigned long check; /* of all that follows, up to the last address: what is wrong in here would be jumped to */
     unsigned long registers[17]; /* in the order of `load_registers` */
     unsigned long thread;      /* base of fs */
     unsigned long vdso, vdso_end;
@@ -77,7 +78,7 @@ struct head {
     unsigned long mappings, files, addresses; /* how many of each follow: struct mapping, struct mapped_file, unsigned long */
 };
 
-_Static_assert(sizeof(struct mapping) == 32 && sizeof(struct mapped_file) == 248 && sizeof(struct head) == 232, "snapshot.py");
+_Static_assert(sizeof(struct mapping) == 32 && sizeof(struct mapped_file) == 256 && sizeof(struct head) == 240, "snapshot.py");
 
 struct message { /* what the interpreter reads; the words follow, as they lie on the stack */
     unsigned int arguments, variables, may_write;
@@ -144,8 +145,9 @@ static long open_same(const struct mapped_file *file)
     if (fd < 0)
         return fd;
     if (kernel(STATX, fd, (long)"", EMPTY_PATH, ASK, (long)&s, 0) || s.inode != file->inode || s.size != file->size ||
-        s.seconds != file->seconds || s.nanoseconds != file->nanoseconds || s.device[2] != file->major ||
-        s.device[3] != file->minor) {
+        s.modified.seconds != file->modified || s.modified.nanoseconds != file->modified_nanoseconds ||
+        s.changed.seconds != file->changed || s.changed.nanoseconds != file->changed_nanoseconds ||
+        s.device[2] != file->major || s.device[3] != file->minor) {
         kernel(CLOSE, fd, 0, 0, 0, 0, 0);
         return -1;
     }
@@ -302,7 +304,17 @@ static int older_than_a_day(long fd)
 
     return !kernel(STATX, fd, (long)"", EMPTY_PATH, ASK, (long)&s, 0) &&
            !kernel(CLOCK_GETTIME, 0 /* CLOCK_REALTIME */, (long)now, 0, 0, 0, 0) &&
-           (unsigned long)(now[0] - s.seconds) > 86400; /* or of a time to come */
+           (unsigned long)(now[0] - s.modified.seconds) > 86400; /* or of a time to come */
+}
+
+static unsigned long check(unsigned long end)
+{
+    const unsigned long *word = snapshot.head.registers, *last = (const unsigned long *)(snapshot.bytes + end);
+    unsigned long hash = 1;
+
+    while (word < last)
+        hash = mix(hash, *word++);
+    return hash;
 }
 
 int resume_snapshot(const struct words_for_python *words)
@@ -330,7 +342,8 @@ int resume_snapshot(const struct words_for_python *words)
                     head->addresses * sizeof(*addresses);
     if (length != FIRST || !starts(head->magic, MAGIC) || !end ||
         (end > FIRST &&
-         kernel(READ, fd, (long)snapshot.bytes + FIRST, HEAD - FIRST, 0, 0, 0) != HEAD - FIRST)) {
+         kernel(READ, fd, (long)snapshot.bytes + FIRST, HEAD - FIRST, 0, 0, 0) != HEAD - FIRST) ||
+        head->check != check(end)) {
         kernel(CLOSE, fd, 0, 0, 0, 0, 0);
         return 1;
     }

@@ -75,8 +75,11 @@ void judge_one(const char *path)
 /* ---- which files these are ---- */
 
 /*
- * The sum, over all files of the package, of a hash of name, size, time and inode: which byte code in one piece
+ * The sum, over all files of the package, of a hash of name, size, times and inode: which byte code in one piece
  * (pyoci/archive.py) was made of them.  A sum, because directories are read in no order.  0: cannot be told.
+ *
+ * The time of the last change as well (ctime), because nobody sets that: what is unpacked over an older version can have
+ * its size, the time that a reproducible build gives to all files, and the inode that was free again.
  */
 unsigned long fingerprint;
 int unknown; /* a symbolic link, or something that we may not look at: a change of it would go unnoticed */
@@ -87,8 +90,9 @@ static void count_in(const char *name, const struct status *s)
 
     while (*name)
         hash = mix(hash, (unsigned char)*name++);
-    hash = mix(mix(mix(hash, s->size), s->inode), (unsigned long)s->seconds);
-    fingerprint += mix(hash, s->nanoseconds);
+    hash = mix(mix(mix(hash, s->size), s->inode), (unsigned long)s->modified.seconds);
+    hash = mix(mix(hash, s->modified.nanoseconds), (unsigned long)s->changed.seconds);
+    fingerprint += mix(hash, s->changed.nanoseconds);
     if ((s->mode & TYPE) == LINK)
         unknown = 1;
 }

@@ -6,8 +6,8 @@ bodies run: `__pycache__/COMMAND.TAG.FINGERPRINT.archive` of the package, writte
 use by somebody who may write there (`archive_write`).  Without one, or without the launcher, modules are found as
 usual.
 
-TAG is the interpreter's (`cpython-311`).  FINGERPRINT is the launcher's, of the name, size and time of every file of
-the package: it looks at all of them anyway before root may run them.  An archive of other files has another name.
+TAG is the interpreter's (`cpython-311`).  FINGERPRINT is the launcher's, of the name, size, times and inode of every
+file of the package: it looks at all of them anyway before root may run them.  An archive of other files has another name.
 
 Layout: the interpreter's magic number, the file's size (8 bytes), 4 zero bytes, then chunks, each its length (4 bytes,
 little-endian) and a marshalled tuple of (module, is it a package, code).  A chunk is small enough for memory that was

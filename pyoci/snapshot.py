@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 ZEROS = bytes(PAGE)
+MAGIC = b"pyoci snapshot 4"
+CHECKED = 24  # bytes before what `check` is of
 HEAD = 65536  # bytes of the file before the first page
 STACK = 8 << 20
 # brk(2) to somewhere above all mappings fails, because they are in between
@@ -39,9 +41,9 @@ HEAP_END = 0x7FFF_0000_0000
 SHORTEST = 8  # pages of zeros that are worth a mapping of their own
 PATIENCE = 30.0  # seconds; a machine may be busy
 # struct head, struct mapping, struct mapped_file of launcher/snapshot.c
-START = Struct("<16s17QQQQQQQQQQQ")
+START = Struct("<16sQ17QQQQQQQQQQQ")
 MAPPING = Struct("<QQQii")
-FILE = Struct("<208sQQqIIII")
+FILE = Struct("<208sQQqqIIII")
 SNAPSHOT, NOTHING, DENSE = -1, -2, -3
 HUGE = 2 << 20  # bytes of a huge page
 # Pages in use that are worth a huge page: filling one costs as much as 90 that are written to one by one.
@@ -253,13 +255,14 @@ class Snapshot:
         if self.process.read(registers[order.index(RIP)], len(SYSCALL)) != SYSCALL:
             raise Unfit("it does not stand behind a system call")
         head = START.pack(
-            b"pyoci snapshot 3", *registers, found[FS_BASE], self.vdso.start, self.vdso.end,
+            MAGIC, 0, *registers, found[FS_BASE], self.vdso.start, self.vdso.end,
             self.stack_end - STACK, self.stack_end, self.stack_offset, self.stack_used,
             len(self.mappings), len(self.files), len(self.addresses),
         )  # fmt: skip
         head += b"".join(MAPPING.pack(*mapping) for mapping in self.mappings)
         head += b"".join(self.describe(path) for path in self.files)
         head += b"".join(address.to_bytes(8, "little") for address in self.addresses)
+        head = MAGIC + check(head[CHECKED:]).to_bytes(8, "little") + head[CHECKED:]
         if len(head) > HEAD or len(self.mappings) > 200 or len(self.files) > 40 or len(self.addresses) > 200:
             raise Unfit("too many mappings")
         return head.ljust(HEAD, b"\0") + bytes(self.pages)
@@ -270,11 +273,22 @@ class Snapshot:
         if len(name) > 207:
             raise Unfit(f"{path}: too long")
         status = os.stat(path)
-        seconds, nanoseconds = divmod(status.st_mtime_ns, 1_000_000_000)
-        device = status.st_dev
+        modified, modified_ns = divmod(status.st_mtime_ns, 1_000_000_000)
+        # nobody sets that one: what is unpacked over another version can have all else of it
+        changed, changed_ns = divmod(status.st_ctime_ns, 1_000_000_000)
+        device = os.major(status.st_dev), os.minor(status.st_dev)
         return FILE.pack(
-            name, status.st_ino, status.st_size, seconds, nanoseconds, os.major(device), os.minor(device), 0
+            name, status.st_ino, status.st_size, modified, changed, modified_ns, changed_ns, *device
         )
+
+
+def check(data: bytes) -> int:
+    """What the launcher makes of the head of a snapshot (`mix` of launcher/kernel.h), but for magic and this number."""
+    value = 1
+    for (word,) in iter_unpack("<Q", data):
+        value = (value ^ word) * 0x9E37_79B9_7F4A_7C15 & 0xFFFF_FFFF_FFFF_FFFF
+        value ^= value >> 29
+    return value
 
 
 def places(mappings: list[Mapping]) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -164,6 +166,22 @@ def test_documentation_is_left_out_unless_it_is_read() -> None:
 
     assert b"When the disk is full" not in text("pyoci.directory")
     assert b"config-linux.md#" in text("pyoci.spec.linux_rules")
+
+
+def test_checks_say_which_clause_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are called by modules that read their documentation: an error has the same clause with and without archives."""
+    seen = 0
+    for module, path in archive_write.modules("create").items():
+        names: dict[str, object] = {"__name__": module, "__file__": str(path)}
+        if not module.endswith(("_rules", ".validate")):
+            continue
+        exec(archive_write.entry(module, path)[2], names)
+        there = vars(importlib.import_module(module))
+        for name, function in names.items():
+            if isinstance(function, FunctionType) and ".md#" in (there[name].__doc__ or "").partition(":")[0]:
+                assert function.__doc__ == there[name].__doc__
+                seen += 1
+    assert seen > 20
 
 
 def test_adopting_is_importing(tmp_path: Path) -> None:

@@ -570,3 +570,12 @@ def test_one_filter_is_all_that_there_is(box: Box, agent: Agent) -> None:  # noq
     box.start("exec sleep 100")
     until(lambda: agent.told)
     assert "Seccomp_filters:\t1\n" in Path(f"/proc/{box.state()['pid']}/status").read_text()
+
+
+def test_a_filter_that_forbids_even_the_end(box: Box) -> None:
+    """Neither the failure of execve nor an exit status can be told: the process ends, and does not run for ever."""
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO"}
+    box.write()
+    done = box("run", box.id, timeout=30)
+    assert done.returncode == 128 + (signal.SIGILL if platform.machine() == "x86_64" else signal.SIGTRAP)
+    box.gone()

@@ -216,6 +216,16 @@ def test_too_many_open_files_are_named(install: Install) -> None:
         assert done.stderr.endswith(": too many open files\n")
 
 
+@pytest.mark.parametrize(("limit", "most"), [("stack", 16 << 10), ("as", 1 << 20), ("as", 12 << 20), ("data", 4 << 20)])
+def test_a_limit_that_no_interpreter_can_live_with_is_named(install: Install, limit: str, most: int) -> None:
+    """Not SIGSEGV, nor somebody's traceback."""
+    if not install.emulator:  # which would be limited as well
+        words = ["prlimit", f"--{limit}={most}", str(install.launcher)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.startswith(f"pyoci: RLIMIT_{limit.upper()}: ")
+
+
 def test_no_interpreter(install: Install) -> None:
     install.package("python3.987")
     words, error, status = install.run()

@@ -192,19 +192,33 @@ def test_more_words_than_there_is_room_for(kept: Kept) -> None:
     assert kept("exec", kept.id, "echo", *many).returncode == NO_PYTHON
 
 
-@pytest.mark.parametrize("change", ["file", "magic", "short", "cut", "byte"])
+def counts(data: bytes) -> list[int]:
+    """How many mappings, files and addresses there are."""
+    return [int.from_bytes(data[snapshot.START.size - 24 + 8 * i :][:8], "little") for i in range(3)]
+
+
+def checked(data: bytearray) -> int:
+    """Make the head's number right again; where the head ends."""
+    mappings, files, addresses = counts(data)
+    end = snapshot.START.size + mappings * snapshot.MAPPING.size + files * snapshot.FILE.size + addresses * 8
+    data[16:24] = snapshot.check(bytes(data[snapshot.CHECKED : end])).to_bytes(8, "little")
+    return end
+
+
+FIELDS = ("inode", "size", "modified", "changed", "modified_nanoseconds", "changed_nanoseconds")
+
+
+@pytest.mark.parametrize("change", [*FIELDS, "magic", "short", "cut", "byte"])
 def test_what_does_not_fit_is_taken_anew(kept: Kept, change: str) -> None:
     path = kept.take()
     good = path.read_bytes()
     data = bytearray(good)
-    if change == "file":
-        at = data.index(b"/libc.so.6")
-        data[at - at % 8 :].index(b"\0")
-        fields = snapshot.FILE.size
-        mappings, files, _ = (int.from_bytes(data[snapshot.START.size - 24 + 8 * i :][:8], "little") for i in range(3))
-        first = snapshot.START.size + mappings * snapshot.MAPPING.size
+    if change in FIELDS:
+        mappings, files, _ = counts(data)
         assert files > 1
-        data[first + fields + 208] ^= 1  # the inode of the second
+        second = snapshot.START.size + mappings * snapshot.MAPPING.size + snapshot.FILE.size
+        data[second + 208 + (0, 8, 16, 24, 32, 36)[FIELDS.index(change)]] ^= 1
+        checked(data)
     elif change == "magic":
         data[0] ^= 1
     elif change == "cut":
@@ -221,10 +235,45 @@ def test_what_does_not_fit_is_taken_anew(kept: Kept, change: str) -> None:
     assert kept.resumes()
 
 
+def test_no_bit_of_its_head_is_believed_when_it_is_wrong(kept: Kept) -> None:
+    """Registers, places of mappings, addresses that are put right: all that would be jumped to or written to."""
+    path = kept.take()
+    good = path.read_bytes()
+    end = checked(bytearray(good))
+    for at in (*range(0, end, 97), end - 1):
+        data = bytearray(good)
+        data[at] ^= 1 << at % 8
+        path.write_bytes(data)
+        assert not kept.resumes(), at
+    path.write_bytes(good)
+    assert kept.resumes()
+
+
+def test_other_files_of_equal_size_time_and_inode(kept: Kept) -> None:
+    """What a reproducible package leaves when it is unpacked over an older one."""
+    kept.take()
+    source = kept.package / "errors.py"
+    before = source.stat()
+    text = source.read_text()
+    other = text.replace("container does not exist", "Container does not exist")
+    assert other != text and len(other) == len(text)
+    source.write_text(other)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    # whoever replaces a file removes its byte code, which the interpreter knows by size and time only
+    for compiled in (source.parent / "__pycache__").glob("errors.*.pyc"):
+        compiled.unlink()
+    after = source.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    assert not kept.resumes()
+    for _ in range(2):
+        assert kept.answer()[2].endswith("Container does not exist\n")
+    assert kept.resumes()
+
+
 def dense(path: Path) -> list[tuple[int, int]]:
     """(start, bytes) of what is put into huge pages."""
     data = path.read_bytes()
-    count = int.from_bytes(data[snapshot.START.size - 24 :][:8], "little")
+    count, _, _ = counts(data)
     rows = [snapshot.MAPPING.unpack_from(data, snapshot.START.size + at * snapshot.MAPPING.size) for at in range(count)]
     return [(start, length) for start, length, _, _, file in rows if file == snapshot.DENSE]
 
@@ -432,9 +481,9 @@ def test_a_caller_without_random_addresses_gives_them_to_nobody(kept: Kept) -> N
     assert subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode == 1
     (path,) = (kept.package / "__pycache__").glob("*.snapshot")
     head = snapshot.START.unpack_from(path.read_bytes())
-    assert len(head) == 1 + 17 + 10
-    assert head[22] != 0x7FFF_FFFF_F000  # the end of the stack
-    mappings = [snapshot.MAPPING.unpack_from(path.read_bytes(), snapshot.START.size + 32 * i) for i in range(head[25])]
+    assert len(head) == 2 + 17 + 10
+    assert head[23] != 0x7FFF_FFFF_F000  # the end of the stack
+    mappings = [snapshot.MAPPING.unpack_from(path.read_bytes(), snapshot.START.size + 32 * i) for i in range(head[26])]
     assert not [mapping for mapping in mappings if mapping[3] & 6 == 6]
     assert kept.resumes()
 
