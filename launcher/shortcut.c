@@ -138,7 +138,12 @@ static int at_its_name(struct container *c, const char *id)
 static int read_shortcut(struct container *c)
 {
     long length = read_file(c->directory, "shortcut", c->content, CONTENT);
+    struct status status;
     char *at = c->content;
+
+    /* without it there is no container, for every other command */
+    if (kernel(STATX, c->directory, (long)"state.json", SYMLINK_NOFOLLOW, ASK, (long)&status, 0))
+        return 0;
 
     /* what is cut off is not acted upon */
     if (length < 8 || length >= CONTENT - 1 || !same(c->content + length - 5, "\nend") || c->content[length - 1] ||

@@ -7,7 +7,8 @@ use by somebody who may write there (`archive_write`).  Without one, or without 
 usual.
 
 TAG is the interpreter's (`cpython-311`).  FINGERPRINT is the launcher's, of the name, size, times and inode of every
-file of the package: it looks at all of them anyway before root may run them.  An archive of other files has another name.
+file of the package: it looks at all of them anyway before root may run them.  An archive of other files has another
+name.
 
 Layout: the interpreter's magic number, the file's size (8 bytes), 4 zero bytes, then chunks, each its length (4 bytes,
 little-endian) and a marshalled tuple of (module, is it a package, code).  A chunk is small enough for memory that was

@@ -162,7 +162,8 @@ def _identity(path: bytes) -> bytes:
         status = stat(path)
     except (OSError, ValueError):
         return b""
-    return path + f"\0{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_size}".encode()
+    times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
+    return path + f"\0{status.st_dev}:{status.st_ino}:{times}:{status.st_size}".encode()
 
 
 def _write(directory: int, name: str, text: bytes, program: bytes) -> None:

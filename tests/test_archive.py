@@ -169,7 +169,7 @@ def test_documentation_is_left_out_unless_it_is_read() -> None:
 
 
 def test_checks_say_which_clause_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are called by modules that read their documentation: an error has the same clause with and without archives."""
+    """Who calls them reads their documentation: an error has the same clause with and without archives."""
     seen = 0
     for module, path in archive_write.modules("create").items():
         names: dict[str, object] = {"__name__": module, "__file__": str(path)}

@@ -576,6 +576,6 @@ def test_a_filter_that_forbids_even_the_end(box: Box) -> None:
     """Neither the failure of execve nor an exit status can be told: the process ends, and does not run for ever."""
     box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO"}
     box.write()
-    done = box("run", box.id, timeout=30)
+    done = box("run", "--bundle", str(box.bundle), box.id)
     assert done.returncode == 128 + (signal.SIGILL if platform.machine() == "x86_64" else signal.SIGTRAP)
     box.gone()

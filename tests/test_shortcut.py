@@ -240,6 +240,16 @@ def test_a_damaged_file_is_not_used(quick: Launched, damage: str) -> None:
     quick.gone()
 
 
+def test_without_a_state_there_is_no_container(quick: Launched) -> None:
+    quick.create("exit 0")
+    state = quick.states / quick.id / "state.json"
+    state.rename(state.with_name("kept"))
+    assert quick.quick("start", quick.id) == NO_PYTHON
+    assert "container does not exist" in quick.fails("start", quick.id)
+    state.with_name("kept").rename(state)
+    assert quick.quick("start", quick.id) == 0
+
+
 def test_states_that_others_can_write_are_not_acted_upon(quick: Launched) -> None:
     quick.create("exit 0")
     for path in (quick.states, quick.states / quick.id):

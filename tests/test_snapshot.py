@@ -192,7 +192,7 @@ def test_more_words_than_there_is_room_for(kept: Kept) -> None:
     assert kept("exec", kept.id, "echo", *many).returncode == NO_PYTHON
 
 
-def counts(data: bytes) -> list[int]:
+def counts(data: bytes | bytearray) -> list[int]:
     """How many mappings, files and addresses there are."""
     return [int.from_bytes(data[snapshot.START.size - 24 + 8 * i :][:8], "little") for i in range(3)]
 
