@@ -9,9 +9,8 @@ file, and nothing but numbers are compared (CVE-2016-3697).
 from __future__ import annotations
 
 import posix
-from stat import S_ISREG
 
-from pyoci.tree import find
+from pyoci.tree import find, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,14 +32,13 @@ def home(root: str, uid: int, path: str = FILE) -> str:
     if handle < 0:
         return NOWHERE
     try:
-        # not opened before we know what it is: a fifo would hold us, a device may do anything
-        if not S_ISREG(posix.fstat(handle).st_mode):
-            return NOWHERE
-        fd = posix.open(f"/proc/self/fd/{handle}", posix.O_RDONLY | posix.O_CLOEXEC)
+        fd = open_file(handle)
     except OSError:
         return NOWHERE
     finally:
         posix.close(handle)
+    if fd < 0:
+        return NOWHERE
     try:
         return search(fd, uid)
     except OSError:

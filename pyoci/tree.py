@@ -90,6 +90,18 @@ def find(root: str, path: str) -> int:
             posix.close(fd)
 
 
+def open_file(handle: int) -> int:
+    """A descriptor to read the regular file of `handle` (of `find`); -1 for anything else, and for one of no bytes.
+
+    Nobody may hold us: a fifo is not opened at all, a lease is not waited for (fcntl(2), F_SETLEASE), and procfs, whose
+    files have a size of 0, is not read, as some of them have the kernel's log in them and no end.
+    """
+    status = posix.fstat(handle)
+    if not S_ISREG(status.st_mode) or not status.st_size:
+        return -1
+    return posix.open(f"/proc/self/fd/{handle}", posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
+
+
 def _walk(fd: int, prefix: str, found: list[Entry], depth: int, where: str) -> int:
     total = 0
     if depth > 32:

@@ -296,6 +296,42 @@ def test_sub_cgroups_of_the_container(group: Group) -> None:
     assert (live.is_frozen(paths), live.oom_kills(paths)) == (False, 0)
 
 
+def test_cgroups_nested_deeper_than_a_path_is_long(group: Group) -> None:
+    """Whoever has a cgroup delegated can do that; it must be found, killed and removed all the same."""
+    needs_v1(group, "freezer")
+    paths = group.create()
+    child = group.start()
+    fd = os.open(paths["freezer"], os.O_RDONLY)
+    for _ in range(2500):
+        os.mkdir("x", dir_fd=fd)
+        below = os.open("x", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    write("cgroup.procs", b"%d" % child.pid, fd)
+    os.close(fd)
+    assert live.procs(paths) == [child.pid]
+    live.kill_all(paths)
+    until(lambda: child.poll() is not None)
+    assert child.returncode == -signal.SIGKILL
+    live.remove(paths, group.created)
+    assert not Path(paths["freezer"]).exists()
+
+
+def test_processes_that_the_container_has_frozen_die_too(group: Group) -> None:
+    needs_v1(group, "freezer")
+    paths = group.create()
+    child = group.start()
+    below = Path(paths["freezer"]) / "its" / "own"
+    below.mkdir(parents=True)
+    write(f"{below}/cgroup.procs", b"%d" % child.pid)
+    for path in (below, below.parent):
+        write(f"{path}/freezer.state", b"FROZEN")
+    until(lambda: read(f"{below}/freezer.state") == b"FROZEN\n")
+    live.kill_all(paths, 5)
+    until(lambda: child.poll() is not None)
+    live.remove(paths, group.created)
+
+
 def test_a_cgroup_in_use_is_named(group: Group) -> None:
     paths = group.create()
     child = group.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -890,3 +891,49 @@ def test_terminal_needs_a_true_ptmx(bundle: Bundle) -> None:
         done = bundle.run("/bin/true")
         assert done.returncode and "expect" in done.stderr, done.stderr
         ptmx.unlink()
+
+
+# -- files of the image that the runtime reads
+
+
+def held(path: Path) -> int:
+    """A file with a write lease, as a process of the container can have one: who opens it waits for its holder."""
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    fd = os.open(path, os.O_RDWR)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    return fd
+
+
+@pytest.mark.parametrize("what", ["kernel log", "lease", "fifo", "zero", "sparse"])
+def test_no_file_of_the_image_holds_the_runtime(bundle: Bundle, what: str) -> None:
+    """HOME comes from the image's /etc/passwd, and a program that cannot be executed is looked at; by root, on the host.
+
+    /proc/kmsg is a regular file for stat(2): reading it waits for the kernel's next message, and takes it away.
+    """
+    name = bundle.start()
+    lease = -1
+    for path in (bundle.rootfs / "etc/passwd", bundle.rootfs / "program"):
+        if what == "kernel log":
+            path.symlink_to("/proc/kmsg")
+        elif what == "lease":
+            lease = held(path)
+        elif what == "fifo":
+            os.mkfifo(path)
+        elif what == "zero":
+            path.symlink_to("/dev/zero")
+        else:
+            path.touch()
+            os.truncate(path, 1 << 40)
+        begun = time.monotonic()
+        if path.name == "passwd":
+            done = bundle.call("exec", name, "/bin/sh", "-c", "echo $HOME", timeout=20)
+            assert (done.returncode, done.stdout) == (0, "/\n")
+        elif what != "lease":  # which the kernel's own execve(2) waits for
+            done = bundle.call("exec", name, "/program", timeout=20)
+            assert done.returncode == 255 and "execve" in done.stderr or "exec" in done.stderr
+        assert time.monotonic() - begun < 10
+        if lease >= 0:
+            os.close(lease)
+            lease = -1

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def read(path: str | bytes) -> bytes:
+def read(path: str | bytes, dir_fd: int | None = None) -> bytes:
     """All of the file."""
-    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=dir_fd)
     try:
         chunks = []
         while chunk := posix.read(fd, 1 << 18):
@@ -29,15 +29,15 @@ def look(path: str | bytes) -> bytes:
         return b""
 
 
-def write(path: str | bytes, data: bytes) -> None:
+def write(path: str | bytes, data: bytes, dir_fd: int | None = None) -> None:
     """One write(2)."""
-    write_lines(path, (data,))
+    write_lines(path, (data,), dir_fd)
 
 
-def write_lines(path: str | bytes, lines: Iterable[bytes]) -> None:
+def write_lines(path: str | bytes, lines: Iterable[bytes], dir_fd: int | None = None) -> None:
     """A write(2) for each line; all are tried, then the first failure is raised."""
     first: OSError | None = None
-    fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
+    fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC, dir_fd=dir_fd)
     try:
         for line in lines:
             try:

@@ -21,14 +21,16 @@ SIGKILL = 9
 TIMEOUT = 10.0  # seconds that processes get to freeze or to die
 SHORTEST, LONGEST = 0.0005, 0.05  # seconds between two looks
 GONE = (ENOENT, ENODEV)
+_DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 
 
 def procs(paths: Mapping[str, str]) -> list[int]:
     """Pids (in our pid namespace) of all processes in the container's cgroups and those below them, ascending."""
     found: set[int] = set()
     for directory in _roots(paths):
-        for cgroup in _tree(directory):
-            found.update(int(word) for word in _read(cgroup + "/cgroup.procs").split())
+        found.update([int(word) for word in _read(directory + "/cgroup.procs").split()])
+        for fd, name in _inside(directory):
+            found.update([int(word) for word in _read(name + "/cgroup.procs", fd).split()])
     # of processes in other pid namespaces only a 0 is seen
     return sorted(found - {0})
 
@@ -75,6 +77,7 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
         if set(inside).issuperset(procs(paths)):
             if was_frozen:
                 thaw(paths)
+            _thaw_inside(paths)
             return
     try:
         if not was_frozen:
@@ -90,6 +93,19 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
     if not was_frozen or number == SIGKILL:
         # a frozen process of v1 does not even die
         thaw(paths)
+    if number == SIGKILL:
+        _thaw_inside(paths)
+
+
+def _thaw_inside(paths: Mapping[str, str]) -> None:
+    """The cgroups that the container has made and frozen itself: what is in them would not die, either."""
+    if "freezer" in paths:
+        for fd, name in _inside(paths["freezer"]):
+            try:
+                write(name + "/freezer.state", b"THAWED", fd)
+            except OSError as error:
+                if error.errno not in GONE:
+                    raise
 
 
 def kill_all(paths: Mapping[str, str], timeout: float = TIMEOUT) -> None:
@@ -204,9 +220,9 @@ def _remove(directory: str, end: float) -> bool:
             if error.errno not in (EBUSY, ENOTEMPTY):
                 raise
         removed = False
-        for cgroup in reversed(list(_tree(directory))[1:]):
+        for fd, name in _inside(directory):
             try:
-                posix.rmdir(cgroup)
+                posix.rmdir(name, dir_fd=fd)
                 removed = True
             except OSError as error:
                 if error.errno not in (*GONE, EBUSY, ENOTEMPTY):
@@ -233,19 +249,54 @@ def _roots(paths: Mapping[str, str]) -> list[str]:
     return roots
 
 
-def _tree(directory: str) -> Iterator[str]:
-    """`directory` and the cgroups below it, parents first."""
-    yield directory
+def _inside(directory: str) -> Iterator[tuple[int, str]]:
+    """The cgroups below `directory`, children before parents: each as its parent's descriptor and its name there.
+
+    Whoever may make cgroups can nest them deeper than a call of ours may go, or a path be long.  One descriptor goes
+    down and up; it is good until the next step.
+    """
     try:
-        entries = posix.scandir(directory)
+        fd = posix.open(directory, _DIRECTORY)
     except OSError as error:
         if error.errno in GONE:
             return
         raise
-    with entries:
-        below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for path in below:
-        yield from _tree(path)
+    left = [_names(fd)]  # of every directory on the way down
+    way: list[str] = []
+    try:
+        while True:
+            if left[-1]:
+                name = left[-1].pop()
+                try:
+                    below = posix.open(name, _DIRECTORY, dir_fd=fd)
+                except OSError as error:
+                    if error.errno in GONE:
+                        continue
+                    raise
+                posix.close(fd)
+                fd = below
+                way.append(name)
+                left.append(_names(fd))
+            else:
+                left.pop()
+                if not left:
+                    return
+                above = posix.open("..", _DIRECTORY, dir_fd=fd)
+                posix.close(fd)
+                fd = above
+                yield fd, way.pop()
+    finally:
+        posix.close(fd)
+
+
+def _names(fd: int) -> list[str]:
+    try:
+        with posix.scandir(fd) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        if error.errno in GONE:
+            return []
+        raise
 
 
 def _below(directory: str, path: str) -> str:
@@ -258,10 +309,10 @@ def _below(directory: str, path: str) -> str:
     return ""
 
 
-def _read(path: str) -> str:
+def _read(path: str, dir_fd: int | None = None) -> str:
     """A cgroup's file, or "" where it or the cgroup is not there (any more)."""
     try:
-        return read(path).decode("utf-8", "surrogateescape")
+        return read(path, dir_fd).decode("utf-8", "surrogateescape")
     except OSError as error:
         # cgroup.procs of a threaded cgroup cannot be read: its processes are listed by the one above
         if error.errno in (*GONE, EOPNOTSUPP, EINVAL, ESRCH):

@@ -53,7 +53,7 @@ def _read(root: str, path: str) -> tuple[str, bytes]:
     """("", b"") for what is not there, ("directory", b""), ("other", b""), or ("file", its beginning)."""
     from stat import S_ISDIR, S_ISREG
 
-    from pyoci.tree import find
+    from pyoci.tree import find, open_file
 
     handle = find(root, path)
     if handle < 0:
@@ -62,9 +62,11 @@ def _read(root: str, path: str) -> tuple[str, bytes]:
         mode = posix.fstat(handle).st_mode
         if not S_ISREG(mode):
             return "directory" if S_ISDIR(mode) else "other", b""
-        fd = posix.open(f"/proc/self/fd/{handle}", posix.O_RDONLY | posix.O_CLOEXEC)
+        fd = open_file(handle)
     finally:
         posix.close(handle)
+    if fd < 0:
+        return "file", b""
     try:
         return "file", posix.read(fd, HEAD)
     finally:
