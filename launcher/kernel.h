@@ -63,13 +63,13 @@ static inline long kernel(long number, long a, long b, long c, long d, long e, l
 #define REMOVEDIR 0x200
 #define ENOENT 2
 #define EINTR 4
+#define EBADF 9
 #define EBUSY 16
 #define ENODEV 19
 #define ENFILE 23
 #define EMFILE 24
 #define ENOTEMPTY 39
 #define ECONNRESET 104
-#define F_GETFD 1
 #define F_SETFD 2
 #define STICKY 01000
 #define TYPE 0170000

@@ -49,8 +49,11 @@ static const char start[] =
     "            g['adopt'](a)\n"
     "    except OSError:\n"
     "        pass\n"
+    "w = sys.dont_write_bytecode\n"
+    "sys.dont_write_bytecode = True\n"
     "sys.path.insert(0, sys.argv[1])\n"
     "from pyoci.__main__ import start\n"
+    "sys.dont_write_bytecode = w\n"
     "start()\n";
 
 /* ---- what was installed where ---- */
@@ -335,14 +338,20 @@ static void expect_limit(long limit, unsigned long least, const char *name)
         die(name, ": the limit is too small for an interpreter to start; raise it (ulimit, setrlimit(2))");
 }
 
-/* An interpreter that has no descriptor 2 writes its messages into the next file it opens. */
+/* An interpreter that has no descriptor 2 writes its messages into the next file it opens, and none starts with a
+ * directory for a standard input; a resumed one would go on. */
 static void fill_standard_streams(void)
 {
     long fd;
 
+    static const char *const names[] = {"standard input", "standard output", "standard error"};
+    struct status status;
+
     for (fd = 0; fd < 3; fd++)
-        if (kernel(FCNTL, fd, F_GETFD, 0, 0, 0, 0) < 0)
+        if (kernel(STATX, fd, (long)"", EMPTY_PATH, ASK, (long)&status, 0) == -EBADF)
             kernel(OPENAT, HERE, (long)"/dev/null", O_RDWR, 0, 0, 0);
+        else if ((status.mode & TYPE) == DIRECTORY)
+            die(names[fd], ": is a directory, and would be a container's way to the host");
 }
 
 /*

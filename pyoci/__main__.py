@@ -9,6 +9,7 @@ import of `__future__`, no directory listings on import (`CompiledFinder`), no i
 __future__` line itself: the stand-in is made here.
 """
 
+import _frozen_importlib_external as external
 import gc
 import posix
 import sys
@@ -39,8 +40,11 @@ if 'pyoci' in sys._xoptions:
             g['adopt'](a)
     except OSError:
         pass
+w = sys.dont_write_bytecode
+sys.dont_write_bytecode = True
 sys.path.insert(0, sys.argv[1])
 from pyoci.__main__ import start
+sys.dont_write_bytecode = w
 start()
 """
 OPTIONS = ("-I", "-S", "-X", "utf8")
@@ -106,7 +110,13 @@ class CompiledFinder:
             )
             if data[:16] != expected:
                 return None
-            loader = Compiled(name, source, loads(memoryview(data)[16:]))
+            try:
+                code = loads(memoryview(data)[16:])
+            except (EOFError, ValueError, TypeError):
+                # half of one, written on a full disk: importlib would not get over it
+                usual = SourceFileLoader(name, source)
+                code = usual.source_to_code(usual.get_data(source), source)
+            loader = Compiled(name, source, code)
             spec = ModuleSpec(name, loader, origin=source, is_package=is_package)
             spec.has_location = True
             spec.cached = cached
@@ -138,6 +148,7 @@ class JudgedFinder:
 def prepare() -> None:
     """Make this a process that can run a command: no garbage collection, the places that modules come from."""
     gc.disable()
+    external._write_atomic = _write_atomic  # type: ignore[attr-defined]
     future = type(sys)("__future__")
     future.__getattr__ = _future  # type: ignore[method-assign]
     future.annotations = None  # type: ignore[attr-defined]
@@ -150,6 +161,22 @@ def prepare() -> None:
         sys.path.extend(others.split(":"))
     sys.meta_path.insert(0, CompiledFinder)
     sys.meta_path.insert(sys.meta_path.index(PathFinder), JudgedFinder)
+
+
+def _write_atomic(path: str, data: bytes, mode: int = 0o666) -> None:
+    """A whole file or none: importlib's own, of older releases, does not look whether all was written."""
+    temporary = f"{path}.{posix.urandom(8).hex()}"
+    fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, mode & 0o666)
+    try:
+        try:
+            if posix.write(fd, data) != len(data):
+                raise OSError("the disk is full")
+        finally:
+            posix.close(fd)
+        posix.rename(temporary, path)
+    except OSError:
+        posix.unlink(temporary)
+        raise
 
 
 def start() -> None:

@@ -40,6 +40,7 @@ HOT = ("create", "start", "run", "exec", "state", "kill", "delete")
 # The name of the archive of what every command needs.
 ALL = "pyoci"
 HEAD = 16
+ROOM = 16 << 20  # bytes that the disk must have left: twice what archives and a snapshot take
 CHUNK = 0xC000  # bytes, more or less
 
 
@@ -113,8 +114,14 @@ def load(command: str) -> None:
 
 def wanting() -> bool:
     """Whether an archive was missing, or a snapshot for a command that is worth one (`pyoci.snapshot`)."""
-    if missing and not posix.access(__file__.rpartition("/")[0] + "/__pycache__", posix.W_OK):
-        missing.clear()  # a second interpreter could not write them either
+    if missing or (loaded and "pyoci-snapshot" in sys._xoptions):
+        package = __file__.rpartition("/")[0]
+        disk = posix.statvfs(package)
+        # a second interpreter could not write them either, but would spend a second on finding that out
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < ROOM:
+            return False
+        if not posix.access(package + "/__pycache__", posix.W_OK):
+            missing.clear()
     return bool(missing or (loaded and "pyoci-snapshot" in sys._xoptions))
 
 

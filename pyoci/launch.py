@@ -162,11 +162,17 @@ class Session:
                 if last != max(barriers, default=-1):
                     raise Died("init died before it reached the container's program")
                 return
+            if len(message) < REPORT.size:
+                raise Died("init's report is cut off")
             kind, index, value, length = REPORT.unpack_from(message)
             if kind == FORKED:
-                self.pid = value
+                self._know(value)
                 self._reap_stage()
             elif kind == AT_BARRIER:
+                # A plan leads forward, once.  Whoever may trace the process may speak for it, and must not make us do
+                # what is not due.
+                if index not in barriers or index <= last:
+                    raise Died(f"init reports op {index}, which is no barrier that is still to come")
                 if self.stage and any(op.call == "clone3" for op in self.program.index[:index]):
                     early.append(message)
                     continue
@@ -180,7 +186,19 @@ class Session:
                     return
             elif kind == FAILED:
                 text = message[REPORT.size : REPORT.size + length].decode("utf-8", "replace").strip()
+                if index >= len(self.program.index):
+                    raise Died(f"init reports op {index}, which its plan has not")
                 raise Failure(self.program.index[index], value, text)
+
+    def _know(self, pid: int) -> None:
+        """The process that the stage has made: our child, and there is one."""
+        try:
+            if not self.stage or pid <= 0:
+                raise ChildProcessError
+            posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
+        except ChildProcessError:
+            raise Died(f"init reports process {pid}, which is not its child") from None
+        self.pid = pid
 
     def _perform(self, op: Op) -> None:
         self.perform(op, self)

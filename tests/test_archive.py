@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import posix
 import shutil
 import subprocess
 import sys
@@ -224,3 +225,14 @@ def test_where_nothing_can_be_written_nobody_tries(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(archive, "__file__", f"{tmp_path}/archive.py")
         assert archive.wanting() is there
         (tmp_path / "__pycache__").mkdir(exist_ok=True)
+
+
+def test_on_a_disk_that_is_nearly_full_nobody_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second interpreter would compile everything, for every command, and find no room for it."""
+    here = os.statvfs(HERE)
+    monkeypatch.setattr(archive, "missing", ["state"])
+    monkeypatch.setattr(posix, "access", lambda *_: True)
+    for left, wanted in ((0, False), (archive.ROOM // here.f_frsize - 1, False), (archive.ROOM // here.f_frsize + 1, True)):
+        disk = os.statvfs_result((*here[:4], left, *here[5:]))
+        monkeypatch.setattr(posix, "statvfs", lambda _, disk=disk: disk)
+        assert archive.wanting() is wanted

@@ -188,6 +188,21 @@ def test_closed_standard_streams_become_null(install: Install) -> None:
     assert seen.read_text().splitlines() == ["/dev/null", str(seen), "/dev/null"]
 
 
+@pytest.mark.parametrize(("stream", "name"), [(0, "input"), (1, "output"), (2, "error")])
+def test_a_directory_as_a_standard_stream_is_refused(install: Install, stream: int, name: str) -> None:
+    """No interpreter starts with one for its input; a resumed one would hand the host's directory to a container."""
+    directory = os.open("/", os.O_RDONLY)
+    try:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        streams[("stdin", "stdout", "stderr")[stream]] = directory
+        done = subprocess.run([*install.emulator, str(install.launcher)], check=False, text=True, timeout=60, **streams)  # type: ignore[call-overload]
+    finally:
+        os.close(directory)
+    assert done.returncode == 1
+    if stream != 2:
+        assert done.stderr.startswith(f"pyoci: standard {name}: is a directory")
+
+
 @pytest.mark.parametrize(("umask", "writes"), [(0o022, True), (0o077, True), (0o000, False), (0o002, False)])
 def test_byte_code_is_not_written_under_a_lax_umask(install: Install, umask: int, writes: bool) -> None:
     words, _, _ = install.run(umask=umask)

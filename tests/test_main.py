@@ -141,6 +141,29 @@ def test_byte_code_that_does_not_fit_its_source_is_not_used(tree: Tree, change: 
     assert found == [expected, "SourceFileLoader"]
 
 
+def test_half_of_a_file_of_byte_code_is_not_in_the_way(tree: Tree) -> None:
+    source = tree.write("m", "value = 1\ntext = 'x'\n")
+    compiled = source.parent / "__pycache__" / f"m.{sys.implementation.cache_tag}.pyc"
+    whole = compiled.read_bytes()
+    for length in (17, 40, len(whole) - 1):
+        compiled.write_bytes(whole[:length])
+        assert tree.ask("pyoci.m.value", setup="import pyoci.m") == 1
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(tree: Tree) -> None:
+    """write(2) writes what there is room for; a limit of a file's size does the same."""
+    source = tree.write("m", "value = 1\n" + "".join(f"name{number} = {number}\n" for number in range(2000)))
+    compiled = source.parent / "__pycache__" / f"m.{sys.implementation.cache_tag}.pyc"
+    size = compiled.stat().st_size
+    compiled.unlink()
+    tree.write("cli", "def main(argv):\n    import pyoci.m\n    return pyoci.m.value\n")
+    command = [PYTHON, *entry.OPTIONS, "-c", entry.START, str(tree.top), ""]
+    assert subprocess.run(["prlimit", "--fsize=4096", *command], check=False).returncode == 1
+    assert size > 4096 and [path.name for path in compiled.parent.glob("m.*")] == []
+    assert subprocess.run(command, check=False).returncode == 1
+    assert compiled.stat().st_size == size
+
+
 def test_a_large_module_is_left_to_the_usual_machinery(tree: Tree) -> None:
     tree.write("m", f"value = {'x' * 100_000!r}\n")
     found = tree.ask("[len(pyoci.m.value), type(pyoci.m.__loader__).__name__]", setup="import pyoci.m")
