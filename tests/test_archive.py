@@ -232,7 +232,8 @@ def test_on_a_disk_that_is_nearly_full_nobody_tries(monkeypatch: pytest.MonkeyPa
     here = os.statvfs(HERE)
     monkeypatch.setattr(archive, "missing", ["state"])
     monkeypatch.setattr(posix, "access", lambda *_: True)
-    for left, wanted in ((0, False), (archive.ROOM // here.f_frsize - 1, False), (archive.ROOM // here.f_frsize + 1, True)):
+    least = archive.ROOM // here.f_frsize
+    for left, wanted in ((0, False), (least - 1, False), (least + 1, True)):
         disk = os.statvfs_result((*here[:4], left, *here[5:]))
         monkeypatch.setattr(posix, "statvfs", lambda _, disk=disk: disk)
         assert archive.wanting() is wanted

@@ -908,7 +908,7 @@ def held(path: Path) -> int:
 
 @pytest.mark.parametrize("what", ["kernel log", "lease", "fifo", "zero", "sparse"])
 def test_no_file_of_the_image_holds_the_runtime(bundle: Bundle, what: str) -> None:
-    """HOME comes from the image's /etc/passwd, and a program that cannot be executed is looked at; by root, on the host.
+    """HOME comes from the image's /etc/passwd, and a program that cannot be executed is looked at: by the host's root.
 
     /proc/kmsg is a regular file for stat(2): reading it waits for the kernel's next message, and takes it away.
     """

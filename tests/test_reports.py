@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import os
 import subprocess
 from collections.abc import Iterator
 
@@ -22,7 +23,8 @@ class Spoken(Session):
     def __init__(self) -> None:
         first, second = (Op(name, (), "t", performer=RUNTIME) for name in ("first", "second"))
         plan = [Op("getpid", (), "t"), first, Op("getpid", (), "t"), second]
-        super().__init__(Program(b"", plan, {1: [first], 3: [second]}), lambda op, session: self.done_ops.append(op.call))
+        program = Program(b"", plan, {1: [first], 3: [second]})
+        super().__init__(program, lambda op, session: self.done_ops.append(op.call))
         self.done_ops: list[str] = []
         self.control, self.theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
 
@@ -57,7 +59,7 @@ def test_a_barrier_that_is_not_due_is_not_played(spoken: Spoken, said: tuple[int
 @pytest.mark.parametrize("pid", [1, 0, -1, 4194304])
 def test_a_process_that_is_not_ours_is_not_taken_for_the_containers(spoken: Spoken, pid: int) -> None:
     """It would be put into cgroups, written to, and killed when something fails."""
-    spoken.stage = subprocess.Popen(["sleep", "60"]).pid
+    spoken.stage = os.posix_spawnp("sleep", ["sleep", "60"], os.environ)
     spoken.say((FORKED, 0, pid))
     with pytest.raises(Died, match="is not its child"):
         spoken.play()
