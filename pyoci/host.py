@@ -40,6 +40,7 @@ class Host:
     stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
     systemd                 which systemd makes cgroups: "system", "user", or "" while nobody asked for one
     resctrl                 where resctrl is mounted, "" if it is not, or if no configuration asks for it
+    kernel_views            where procfs and sysfs are mounted, looked for when the old root will stay (--no-pivot)
     systemd_cgroup          where its own cgroup is, as a path below the mount points; "" for their tops
     """
 
@@ -59,6 +60,7 @@ class Host:
         "home",
         "initial_user_namespace",
         "kernel",
+        "kernel_views",
         "last_cap",
         "resctrl",
         "security_modules",
@@ -88,6 +90,7 @@ class Host:
         self.home = ""
         self.stdio_pipes: tuple[int, ...] = ()
         self.resctrl = ""
+        self.kernel_views: tuple[str, ...] = ()
         self.systemd = ""
         self.systemd_cgroup = ""
 
@@ -236,15 +239,23 @@ def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
 
 
 def resctrl() -> str:
-    """Where a resctrl file system is mounted, "" for nowhere (proc_pid_mountinfo(5))."""
+    """Where a resctrl file system is mounted, "" for nowhere."""
+    return next(iter(_mounted("resctrl")), "")
+
+
+def _mounted(*kinds: str) -> list[str]:
+    """Where file systems of these types are mounted, in the kernel's order (proc_pid_mountinfo(5))."""
     from pyoci.cgroup.detect import unescape
     from pyoci.cgroup.files import read as read_all
 
-    for line in read_all("/proc/self/mountinfo").decode("utf-8", "surrogateescape").splitlines():
-        place, _, kind = line.partition(" - ")
-        if kind.startswith("resctrl "):
-            return unescape(place.split(" ")[4])
-    return ""
+    lines = read_all("/proc/self/mountinfo").decode("utf-8", "surrogateescape").splitlines()
+    parted = [line.partition(" - ") for line in lines]
+    return [unescape(mount.split(" ")[4]) for mount, _, rest in parted if rest.partition(" ")[0] in kinds]
+
+
+def probe_kernel_views(host: Host) -> None:
+    """Fill `kernel_views`, in the kernel's order: of two at one place the upper one is the later."""
+    host.kernel_views = tuple(_mounted("proc", "sysfs"))
 
 
 def lacks_home(env: tuple[str, ...]) -> bool:

@@ -306,6 +306,7 @@ def hosts(draw: st.DrawFn) -> Host:
     # what is refused without them is refused by any plan
     host.security_modules = ("apparmor", "selinux")
     host.resctrl = "/sys/fs/resctrl"
+    host.kernel_views = draw(st.sampled_from(((), ("/sys", "/proc", "/srv/system/proc"))))
     host.home = draw(st.sampled_from(("", "/", "/home/me")))
     host.stdio_pipes = draw(st.sampled_from(((), (1,), (0, 1, 2))))
     kinds = st.sampled_from(("dir", "file", "none"))

@@ -54,6 +54,16 @@ def test_capabilities(running: Box) -> None:
     assert not int(plain.split()[1], 16) & CHOWN and int(plain.split()[1], 16) & KILL
 
 
+def test_capabilities_that_are_inherited(box: Box) -> None:
+    """Where config.json has an inheritable set, programs of another user keep what --cap gives of it."""
+    box.capabilities("CAP_KILL", "CAP_CHOWN", inheritable=["CAP_CHOWN"], ambient=[])
+    box.start("exec sleep 100")
+    words = ["--cap", "CAP_CHOWN", "--cap", "CAP_KILL", "--user", "5:5"]
+    lines = box.exec("grep", "Cap", "/proc/self/status", options=words).splitlines()
+    found = {line[3:6]: int(line.split()[1], 16) for line in lines}
+    assert found["Inh"] == found["Amb"] == found["Eff"] == found["Prm"] == CHOWN
+
+
 def test_no_new_privileges(box: Box) -> None:
     box.process["noNewPrivileges"] = False
     box.start("exec sleep 100")

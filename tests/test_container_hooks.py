@@ -111,6 +111,27 @@ def test_pid_leads_to_the_namespaces(box: Box) -> None:
     assert read(box, "net").strip() == os.readlink(f"/proc/{box.pid()}/ns/net")
 
 
+def test_where_hooks_are_run(box: Box) -> None:
+    """Where they are with other runtimes: in the bundle, those of createContainer in the container's root, and those of
+    the image at its top."""
+    expected = dict.fromkeys(("prestart", "createRuntime", "poststart"), box.bundle) | {
+        "createContainer": box.rootfs, INSIDE: "/",
+    }  # fmt: skip
+    for kind in expected:
+        folder = "/tmp" if kind == INSIDE else f"{box.rootfs}/tmp"
+        entry = {"path": BUSYBOX, "args": ["sh", "-c", f"pwd > {folder}/{kind}"]}
+        box.config.setdefault("hooks", {})[kind] = [entry]
+    box.start("exec sleep 100", cwd="/usr")
+    for kind, place in expected.items():
+        assert read(box, kind).strip() == str(place), kind
+
+
+def test_relative_paths_are_the_callers_after_hooks(box: Box) -> None:
+    hook(box, "createRuntime")
+    box.create("exec sleep 100", "--pid-file", "pid", cwd=str(box.folder))
+    assert (box.folder / "pid").read_text() == str(box.pid())
+
+
 @pytest.mark.parametrize("kind", OF_CREATE)
 def test_failure_of_a_hook_of_create(box: Box, kind: str) -> None:
     hook(box, kind, "echo because >&2; exit 5")

@@ -370,6 +370,20 @@ def test_no_pivot(box: Box) -> None:
     assert "busybox" not in box.ok("run", "--no-pivot", "--bundle", str(box.bundle), box.id)
 
 
+@pytest.mark.parametrize("way", [[], ["--no-pivot"]])
+@pytest.mark.parametrize("kind", ["proc", "sysfs"])
+def test_no_other_view_of_the_kernel(box: Box, kind: str, way: list[str]) -> None:
+    """Who may make a user namespace still mounts no procfs or sysfs that is not masked."""
+    box.mount("/sys", "sysfs", "sysfs", "ro")
+    box.capabilities("CAP_SETFCAP")
+    script = f"unshare -Urmpfn sh -c 'mount -t tmpfs none /mnt && echo tried && mount -t {kind} none /mnt'"
+    (box.rootfs / "mnt").mkdir(exist_ok=True)
+    box.process["args"] = ["sh", "-c", script]
+    box.write()
+    done = box("run", *way, "--bundle", str(box.bundle), box.id)
+    assert (done.returncode, done.stdout) == (1, "tried\n") and "mount: permission denied" in done.stderr, done
+
+
 def test_deep_names(box: Box) -> None:
     deep = "/".join(["d" * 60] * 20)
     box.mount(f"/{deep}", "tmpfs", "tmpfs")

@@ -53,6 +53,16 @@ def test_no_capabilities(box: Box) -> None:
     assert set(sets(box).values()) == {0}
 
 
+def test_ambient_capabilities_that_nobody_may_have(box: Box) -> None:
+    box.capabilities("CAP_KILL", "CAP_CHOWN", inheritable=["CAP_KILL"], ambient=["CAP_KILL", "CAP_CHOWN"])
+    box.process["args"] = ["grep", "CapAmb", "/proc/self/status"]
+    box.write()
+    done = box("run", "--bundle", str(box.bundle), box.id)
+    assert (done.returncode, int(done.stdout.split()[1], 16)) == (0, 1 << 5)
+    assert "/process/capabilities/ambient: left out" in done.stderr and "CAP_CHOWN" in done.stderr
+    assert "CAP_KILL" not in done.stderr
+
+
 def test_ambient_capabilities_of_a_user(box: Box) -> None:
     box.process["user"] = {"uid": 1000, "gid": 1000}
     names = ["CAP_KILL", "CAP_CHOWN"]

@@ -349,6 +349,18 @@ def test_hooks_with_a_listener(box: Box, agent: Agent) -> None:  # noqa: F811
     box.start("exec sleep 100")
     assert (box.rootfs / "tmp/hook").exists()
     assert NR["write"] in {number for number, _ in agent.notified}
+    assert len(agent.told) == 2  # of the container's listener, and of the hook's
+
+
+def test_hooks_of_the_image_are_filtered(box: Box) -> None:  # noqa: F811
+    """What the profile keeps from an image's program it keeps from its hook."""
+    box.linux["seccomp"] = seccomp(rule("mkdir", "SCMP_ACT_ERRNO"), rule("mkdirat", "SCMP_ACT_ERRNO"))
+    script = "mkdir /tmp/made; grep -e ^Seccomp: -e ^CapEff: /proc/self/status > /tmp/hook"
+    box.config["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}]}
+    box.start("grep -e ^Seccomp: -e ^CapEff: /proc/self/status > /tmp/program; exec sleep 100")
+    until(lambda: box.output("program").count("\n") == 2)
+    assert box.output("hook") == box.output("program") and "Seccomp:\t2" in box.output("hook")
+    assert not (box.rootfs / "tmp/made").exists()
 
 
 def test_terminal_with_a_listener(box: Box, agent: Agent) -> None:  # noqa: F811

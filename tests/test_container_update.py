@@ -51,6 +51,19 @@ def test_memory(running: Box) -> None:
     assert memory(running) == 32 * MB
 
 
+def test_memory_and_swap_together(running: Box) -> None:
+    """A new sum alone, beside the limit that there is."""
+    together = "memory.memsw.limit_in_bytes"
+    refused = running.fails("update", "--memory-swap", "96M", running.id)
+    assert "/linux/resources/memory/swap" in refused and "needs a memory limit" in refused
+    running.ok("update", "--memory", "64M", running.id)
+    running.ok("update", "--memory-swap", "96M", running.id)
+    assert (memory(running), file(running, "memory", together)) == (64 * MB, str(96 * MB))
+    assert "must not be less than the memory limit" in running.fails("update", "--memory-swap", "32M", running.id)
+    running.ok("update", "--memory-swap", "-1", running.id)
+    assert memory(running) == 64 * MB and int(file(running, "memory", together)) > 1 << 60
+
+
 def test_memory_bites(running: Box) -> None:
     eat = ["sh", "-c", "head -c 60000000 /dev/zero | tail -c 60000000 | wc -c"]
     assert running.exec(*eat).strip() == "60000000"

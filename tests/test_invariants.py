@@ -59,6 +59,7 @@ class Case:
         fds: dict[str, int],
         privileged: bool,
         cgroups: Mapping[str, str],
+        views: Sequence[str] = (),
     ) -> None:
         self.kind = kind
         self.document = document
@@ -70,6 +71,7 @@ class Case:
         self.hierarchies = len({path for controller, path in cgroups.items() if controller})  # of v1
         self.all = list(walk(self.ops))
         self.process = document.get("process")
+        self.views = [place.encode() for place in views]  # of the kernel, in a root that stays
 
     def where(self, condition: Callable[[Op], object]) -> list[int]:
         """Places in printed order of the ops that `condition` holds for."""
@@ -93,6 +95,7 @@ def container(document: dict[str, Any], host: Host, options: PlanOptions) -> Cas
         plan.fds,
         bool(host.capabilities & SYS_ADMIN),
         plan.cgroups.paths,
+        host.kernel_views if options.no_pivot else (),
     )
 
 
@@ -107,9 +110,9 @@ def joining(document: dict[str, Any], host: Host, options: PlanOptions) -> Itera
         return join.Target(4242, spaces, *join_ops(paths), denies_setgroups=host.euid != 0)
 
     fds = join.descriptors(options.preserve_fds)
+    flags = None if spec.linux.seccomp is None else filter_flags((), notifies(spec.linux.seccomp))
     if spec.process is not None:
         process = spec.process
-        flags = None if spec.linux.seccomp is None else filter_flags((), notifies(spec.linux.seccomp))
         yield Case(
             "exec",
             document,
@@ -123,7 +126,10 @@ def joining(document: dict[str, Any], host: Host, options: PlanOptions) -> Itera
         ("startContainer", spec.hooks.start_container),
     ):
         for hook in hooks:
-            make = partial(lambda *given: join.plan_hook(given[0], target(), given[1]), hook, f"/hooks/{kind}")
+            image = (spec.process, host, flags) if kind == "startContainer" else (None, None, None, "/the/root")
+            make = partial(
+                lambda *given: join.plan_hook(given[0], target(), given[1], *given[2]), hook, f"/hooks/{kind}", image
+            )
             yield Case("hook", document, make, fds, True, paths)
 
 
@@ -420,13 +426,15 @@ def the_root_is_reached_by_handles(case: Case) -> None:
     unless openat2 keeps the resolution inside it.
 
     What takes a directory and a name takes one component and does not follow it.  The rest works on the descriptor
-    itself (an empty path).  Four things are named from outside: "/" as the place of the new root, sources of bind
-    mounts (a root over "/" cannot be in their way, while our own is the one below), the host's /dev/null (checked to
-    be that device), and "." once it is the root.
+    itself (an empty path).  Named from outside are "/" as the place of the new root, sources of bind mounts (a root
+    over "/" cannot be in their way, while our own is the one below), the host's /dev/null (checked to be that device),
+    what is taken away of a root that stays (plan/old_root.py), and "." once it is the root.
     """
     if case.kind != "container":
         return
-    placed = case.where(lambda op: op.call == "move_mount" and op.args[2] == k.AT_FDCWD)
+    placed = case.where(
+        lambda op: op.call == "move_mount" and op.args[2] == k.AT_FDCWD and op.args[3] not in case.views
+    )
     opened = case.where(lambda op: op.result == "rootfs")
     changed = case.calls("pivot_root", "chroot")
     assert len(changed) == 1 and len(placed) <= 2
@@ -445,6 +453,8 @@ def the_root_is_reached_by_handles(case: Case) -> None:
         elif op.call == "readlinkat":
             # its own pid, from where nothing of an image is
             assert op.args[:2] in ((k.AT_FDCWD, b"/proc/self"), (Ref("proc"), b"self")), op
+        elif op.call in ("umount2", "move_mount") and any(value in case.views for value in op.args):
+            pass
         elif op.call in PATHS:
             if op.call == "mount":
                 # on the directory of a handle, which has just been entered; what else it names is the host's

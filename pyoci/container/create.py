@@ -77,6 +77,10 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
 
         probe_systemd(host, options.rootless)
     probe_sources(host, spec, bundle)
+    if options.no_pivot:
+        from pyoci.host import probe_kernel_views
+
+        probe_kernel_views(host)
     root = root_path(spec, bundle)
     if source_type(root) != "dir":
         raise PyociError(f"/root/path: invalid rootfs: stat {root}: no such file or directory, or not a directory")
@@ -156,16 +160,19 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
     if process is None or process.capabilities is None:
         return
     from pyoci.plan.entry import granted_capabilities
-    from pyoci.plan.process import ungranted
+    from pyoci.plan.process import ungranted, unheld
 
     user_namespace = any(entry.type == "user" for entry in spec.linux.namespaces)
     missing = ungranted(process.capabilities, host, granted_capabilities(host, user_namespace))
-    if missing:
-        from pyoci import log
+    loose = [name for name in unheld(process.capabilities) if name not in missing]
+    for pointer, reason, names in (
+        ("/process/capabilities", "they are unknown or not ours to give", missing),
+        ("/process/capabilities/ambient", "they are not both permitted and inheritable", loose),
+    ):
+        if names:
+            from pyoci import log
 
-        log.warning(
-            f"/process/capabilities: left out, because they are unknown or not ours to give: {', '.join(missing)}"
-        )
+            log.warning(f"{pointer}: left out, because {reason}: {', '.join(names)}")
 
 
 def missing(paths: dict[str, str]) -> list[str]:

@@ -104,7 +104,8 @@ def _adjust(process: Process, options: ExecOptions) -> None:
     process.no_new_privileges = process.no_new_privileges or options.no_new_privs
     if options.caps and process.capabilities is not None:
         sets = process.capabilities
-        # never the inheritable and ambient ones (CVE-2022-29162)
+        # never the inheritable ones (CVE-2022-29162), and the ambient ones where config.json wants programs to inherit
+        sets.ambient = (*sets.ambient, *[name for name in options.caps if name in sets.inheritable])
         sets.bounding = (*sets.bounding, *options.caps)
         sets.effective = (*sets.effective, *options.caps)
         sets.permitted = (*sets.permitted, *options.caps)
@@ -290,13 +291,30 @@ def _in_cgroup(op: Op, session: Session, state: State) -> None:
         perform(op, session.pid)
 
 
-def hook_spawner(kind: str, state: State, host: Host, process: Process | None = None) -> Spawn:
-    """A `start` for `run_hooks` that starts each hook in the container's namespaces; with the rights of `process`."""
+def hook_spawner(kind: str, state: State, host: Host, root: str = "", spec: Spec | None = None) -> Spawn:
+    """A `start` for `run_hooks` that starts each hook in the container's namespaces.
+
+    With `spec` it has the rights of that one's process and its filter, which is cached in `root`; without, ours, and
+    it is run in the container's root, as by other runtimes.
+    """
     target = target_of(state)
+    process = seccomp = flags = None
+    directory = state.rootfs if spec is None else ""
+    assets: dict[str, bytes] = {}
+    listens = False
+    if spec is not None:
+        process, seccomp = spec.process, spec.linux.seccomp
+    if seccomp is not None:
+        from pyoci.kernel.seccomp import filter_flags, notifies
+        from pyoci.seccomp import cached
+
+        listens = notifies(seccomp)
+        flags = filter_flags(seccomp.flags, listens)
+        assets["seccomp"] = cached(root, seccomp, host.arch)
 
     def spawn(hook: AnyHook, stdin: int, output: int) -> int:
         origin = f"/hooks/{kind}"
-        ops = plan_hook(hook, target, origin, process, host)
+        ops = plan_hook(hook, target, origin, process, host, flags, directory)
         fds = descriptors(0)
 
         def perform(op: Op, session: Session) -> None:
@@ -305,7 +323,14 @@ def hook_spawner(kind: str, state: State, host: Host, process: Process | None = 
             else:
                 _in_cgroup(op, session, state)
 
-        session = Session(assemble(ops, template(), host.arch, numbers(host.arch), fds, {}), perform)
+        program = assemble(ops, template(), host.arch, numbers(host.arch), fds, assets)
+        if listens and seccomp is not None:
+            from pyoci.container.listener import ListeningSession, check, status_of
+
+            check(seccomp, state.bundle, ops, assets["seccomp"], host.arch, fds)
+            session: Session = ListeningSession(program, perform, seccomp, state.bundle, status_of(state, "created"))
+        else:
+            session = Session(program, perform)
         pidfd = open_init(state)
         if pidfd is None:
             raise PyociError("the container's init died before its hooks")

@@ -173,20 +173,32 @@ def run_container_hooks(
 
     shown = document(state, status)
     if host is None:
-        run_hooks(kind, entries, dumps(shown).encode(), spawn)
+        # where other runtimes are by then; our own directory is what the caller's paths are relative to
+        here = posix.open(".", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        try:
+            try:
+                posix.chdir(state.bundle)
+            except OSError:
+                pass  # it is needed no more once the container runs
+            run_hooks(kind, entries, dumps(shown).encode(), spawn)
+        finally:
+            posix.fchdir(here)
+            posix.close(here)
         return
     from pyoci.container.execute import hook_spawner
 
-    process = None
+    spec = None
+    root = ""
     if kind == "startContainer" and store is not None:
         # by now its path is the image's to fill: it gets what the image's program gets
         from pyoci.spec.load import load
 
-        process = load(store.read("config.json")).process
+        spec = load(store.read("config.json"))
+        root = store.path.rpartition("/")[0]
     # hooks in the container's pid namespace are told the pid that means something there (runtime.md#state)
     if "pid" in state.namespaces:
         shown["pid"] = 1
-    run_hooks(kind, entries, dumps(shown).encode(), hook_spawner(kind, state, host, process))
+    run_hooks(kind, entries, dumps(shown).encode(), hook_spawner(kind, state, host, root, spec))
 
 
 def write_pid_file(path: str, pid: int) -> None:

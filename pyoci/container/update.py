@@ -6,8 +6,12 @@ from pyoci.errors import WrongState
 from pyoci.spec.load import load_resources
 from pyoci.state import Store, status
 
+UNLIMITED = 1 << 62  # v1 writes no limit as the largest number of pages in a long
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyoci.plan.ops import Op
     from pyoci.spec.types import Resources
     from pyoci.state import State
@@ -27,6 +31,24 @@ def _plan(state: State, resources: Resources) -> list[Op]:
     return ops + plan_update(resources, state.cgroup_paths, host.cgroup_controllers, state.oci_version)
 
 
+def _complete(resources: Resources, paths: Mapping[str, str]) -> None:
+    """A limit of memory and swap together says nothing without that of memory: the one that there is."""
+    memory = resources.memory
+    if memory is None or memory.limit is not None or memory.swap is None or memory.swap <= 0:
+        return
+    from pyoci.cgroup.files import read
+
+    for controller, name in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+        if controller in paths:
+            try:
+                text = read(f"{paths[controller]}/{name}").strip()
+            except OSError:
+                continue  # no such controller there
+            if text.isdigit() and int(text) < UNLIMITED:
+                memory.limit = int(text)
+                return
+
+
 def update(root: str, container_id: str, data: bytes, source: str, schemata: tuple[str, ...] = ()) -> None:
     """Apply `data`, the object /linux/resources or a part of it; `source` is what messages call it; `schemata` are for
     the container's own group of resctrl.
@@ -36,10 +58,10 @@ def update(root: str, container_id: str, data: bytes, source: str, schemata: tup
     from pyoci.cgroup.perform import perform
     from pyoci.launch import Failure, perform_write, run_ops
 
-    resources = load_resources(data, source)
     with Store.open(root, container_id) as store:
         store.lock()
         state = store.load()
+        resources = load_resources(data, source, lambda given: _complete(given, state.cgroup_paths))
         if status(store, state) not in ("created", "running", "paused"):
             raise WrongState(f"container {state.id!r}: container not running")
         ops = _plan(state, resources)

@@ -240,6 +240,10 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         ops += devices.plan_terminal(process, receiver, TERMINAL_MESSAGE if receiver == "control" else b"/dev/ptmx")
         ops += devices.plan_console()
     ops += _hooks(spec)
+    if options.no_pivot and "mount" in names.new:
+        from pyoci.plan.old_root import withdraw
+
+        ops += withdraw(host.kernel_views)
     ops += _seal_root(spec, mount_plan.late, own_mounts or attached, attached or options.no_pivot)
     ops += _process(spec, host, options, names, process_fds=fds)
     return ContainerPlan(ops, fds, cgroups)

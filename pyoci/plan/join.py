@@ -7,7 +7,7 @@ container is a pidfd that the runtime has checked.
 
 from __future__ import annotations
 
-from errno import EINVAL
+from errno import EACCES, EINVAL, ENOENT, ENOTDIR
 
 from pyoci.kernel import flags as k
 from pyoci.plan.entry import (
@@ -185,21 +185,36 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
     return ops + plan.begin
 
 
-def plan_hook(
-    hook: AnyHook, target: Target, origin: str, process: Process | None = None, host: Host | None = None
+def plan_hook(  # noqa: PLR0913 - the inputs are these
+    hook: AnyHook,
+    target: Target,
+    origin: str,
+    process: Process | None = None,
+    host: Host | None = None,
+    seccomp_flags: int | None = None,
+    directory: str = "",
 ) -> list[Op]:
     """Ops that run a hook in the container's namespaces; what its path means there is what it means to the container's
     first process at this moment (config.md#posix-platform-hooks).
 
     A startContainer hook is a program of the image, and so hostile: given `process` (and `host`) it has that one's
-    user, limits and capabilities, and not ours.
+    user, limits, capabilities and, with `seccomp_flags`, filter, and not ours.
+
+    directory  where it is run, if it can be entered; the specification says nothing of that
     """
     ops = _begin(0, origin)
     ops += enter(target, origin, True)
+    if directory:
+        path = directory.encode("utf-8", "surrogateescape")
+        ops.append(Op("chdir", (path,), origin, tolerate=(ENOENT, ENOTDIR, EACCES)))
     if process is not None and host is not None:
         granted = granted_capabilities(host, "user" in target.namespaces)
-        plan = plan_process(process, host, granted, None, (), not target.denies_setgroups)
+        plan = plan_process(process, host, granted, seccomp_flags, (), not target.denies_setgroups)
         ops += [op for op in plan.prepare if op.origin != ARGS]
+        if plan.listener:
+            ops.append(Op("close_range", (descriptors(0)["console"], k.UINT_MAX, 0), origin))
+            ops += plan.listener
+        ops += [op for op in plan.begin if op.origin != ARGS]
     argv = [word.encode() for word in hook.args] or [hook.path.encode()]
     envp = [entry.encode() for entry in hook.env or ()]
     ops.append(Op("execve", (hook.path.encode(), Vector(argv), Vector(envp)), origin))

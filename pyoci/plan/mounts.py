@@ -348,6 +348,19 @@ def _cgroup_v1(plan: MountPlan, index: int, mount: Mount, options: MountOptions,
         ops.append(close(tree, origin))
 
 
+def nothing(origin: str) -> list[Op]:
+    """`@tree`: an empty read-only directory, not mounted yet."""
+    attributes = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
+    return [
+        Op("fsopen", (b"tmpfs", k.FSOPEN_CLOEXEC), origin, "fs"),
+        _fsconfig(k.FSCONFIG_SET_STRING, b"size", b"4096", origin),
+        _fsconfig(k.FSCONFIG_SET_FLAG, b"ro", 0, origin),
+        _fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin),
+        Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, attributes), origin, "tree"),
+        close("fs", origin),
+    ]
+
+
 def masked(paths: tuple[str, ...]) -> list[Op]:
     """Hide each path: a file behind /dev/null, a directory behind an empty read-only tmpfs
     (config-linux.md#masked-paths).
@@ -357,24 +370,7 @@ def masked(paths: tuple[str, ...]) -> list[Op]:
     ops: list[Op] = []
     for index, path in enumerate(paths):
         origin = f"/linux/maskedPaths/{index}"
-        directory = [
-            Op("fsopen", (b"tmpfs", k.FSOPEN_CLOEXEC), origin, "fs"),
-            _fsconfig(k.FSCONFIG_SET_STRING, b"size", b"4096", origin),
-            _fsconfig(k.FSCONFIG_SET_FLAG, b"ro", 0, origin),
-            _fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin),
-            Op(
-                "fsmount",
-                (
-                    Ref("fs"),
-                    k.FSMOUNT_CLOEXEC,
-                    k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC,
-                ),
-                origin,
-                "tree",
-            ),
-            close("fs", origin),
-            move_op("tree", "target", origin),
-        ]
+        directory = [*nothing(origin), move_op("tree", "target", origin)]
         flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH
         hide = [
             Op("open_tree", (Ref("null"), b"", flags), origin, "tree"),

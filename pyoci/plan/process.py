@@ -87,6 +87,13 @@ def ungranted(capabilities: Capabilities | None, host: Host, granted: int) -> li
     return asked
 
 
+def unheld(capabilities: Capabilities) -> list[str]:
+    """Ambient ones that the kernel lets nobody have, because they are not permitted and inheritable as well
+    (capabilities(7))."""
+    held = capabilities.permitted, capabilities.inheritable
+    return [name for name in capabilities.ambient if not all(name in names for names in held)]
+
+
 def capset(effective: int, permitted: int, inheritable: int, origin: str) -> Op:
     """capset(2) with 64-bit masks."""
     low = 0xFFFFFFFF

@@ -28,6 +28,10 @@ from pyoci.spec.read import (
     texts,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def _mounted_at_root(made: object, value: dict[str, object], where: str, report: Report) -> None:
     """config.md#mounts: a relative destination is relative to "/"."""
@@ -254,8 +258,10 @@ def load(data: bytes, source: str = "config.json", checked: bool = False) -> t.S
     return spec
 
 
-def load_resources(data: bytes, source: str) -> t.Resources:
+def load_resources(data: bytes, source: str, complete: Callable[[t.Resources], None] | None = None) -> t.Resources:
     """The checked content of what `update` is given: the object /linux/resources of a config.json, or a part of it.
+
+    complete  fills in what is not given and rules ask for, from what the container has
 
     Raises ConfigError as `load` does; pointers are those that they would have there.
     """
@@ -271,6 +277,8 @@ def load_resources(data: bytes, source: str) -> t.Resources:
     resources = RESOURCES(document, where, report)
     assert isinstance(resources, t.Resources)
     if not report.problems:
+        if complete is not None:
+            complete(resources)
         for check in CHECKS:
             since = len(report.problems)
             check(resources, where, report)
