@@ -77,6 +77,22 @@ def match_window(master: int) -> None:
             return
 
 
+def plain(master: int) -> None:
+    """Lines end as programs write them, where it is no terminal that shows them: into a file or a pipe goes no CR."""
+    if not posix.isatty(1):
+        import termios
+
+        modes = termios.tcgetattr(master)
+        modes[1] &= ~termios.ONLCR
+        termios.tcsetattr(master, termios.TCSANOW, modes)
+
+
+def sized(master: int) -> None:
+    """The same, and the size of the caller's terminal."""
+    plain(master)
+    match_window(master)
+
+
 def hold_signals() -> None:
     """From just before the program starts until `attend` can pass them on, signals wait: none may end us instead."""
     signals.hold(FORWARDED)

@@ -259,8 +259,9 @@ def probe_kernel_views(host: Host) -> None:
 
 
 def lacks_home(env: tuple[str, ...]) -> bool:
-    """Whether nothing but an empty HOME is in this environment."""
-    return not any(entry[:5] == "HOME=" and len(entry) > 5 for entry in env)  # noqa: PLR2004
+    """Whether nothing but an empty HOME is in this environment; of several, the last counts."""
+    homes = [entry for entry in env if entry[:5] == "HOME="]
+    return not homes or homes[-1] == "HOME="
 
 
 def probe_home(host: Host, pid: int, uid: int) -> None:

@@ -42,6 +42,9 @@ def test_options_of_the_command_line(running: Box) -> None:
     assert running.exec("id", options=["--user", "5:6", "--additional-gids", "7,8"]) == "uid=5 gid=6 groups=7,8\n"
     assert running.exec("pwd", options=["--cwd", "/tmp"]) == "/tmp\n"
     assert running.exec("sh", "-c", "echo $A$B", options=["--env", "A=1", "-e", "B=2"]) == "12\n"
+    # getenv(3) takes the first of several
+    found = running.exec("env", options=["-e", "PATH=/bin", "-e", "A=1", "-e", "A=2"]).split()
+    assert sorted(entry for entry in found if entry[:2] in ("PA", "A=")) == ["A=2", "PATH=/bin"]
     assert "/process/cwd" in running.fails("exec", "--cwd", "/nowhere/at/all", running.id, "pwd")
 
 

@@ -141,7 +141,8 @@ def test_any_bytes(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("env", "lacks"),
-    [((), True), (("HOME=",), True), (("HOME=/",), False), (("HOMEX=1",), True), (("HOME=", "HOME=x"), False)],
+    [((), True), (("HOME=",), True), (("HOME=/",), False), (("HOMEX=1",), True), (("HOME=", "HOME=x"), False),
+     (("HOME=x", "HOME="), True)],
 )
 def test_what_counts_as_none(env: tuple[str, ...], lacks: bool) -> None:
     assert lacks_home(env) is lacks

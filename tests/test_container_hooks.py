@@ -114,16 +114,15 @@ def test_pid_leads_to_the_namespaces(box: Box) -> None:
 def test_where_hooks_are_run(box: Box) -> None:
     """Where they are with other runtimes: in the bundle, those of createContainer in the container's root, and those of
     the image at its top."""
-    expected = dict.fromkeys(("prestart", "createRuntime", "poststart"), box.bundle) | {
-        "createContainer": box.rootfs, INSIDE: "/",
-    }  # fmt: skip
+    expected = {kind: str(box.bundle) for kind in ("prestart", "createRuntime")}
+    expected |= {"createContainer": str(box.rootfs), INSIDE: "/"}
     for kind in expected:
         folder = "/tmp" if kind == INSIDE else f"{box.rootfs}/tmp"
         entry = {"path": BUSYBOX, "args": ["sh", "-c", f"pwd > {folder}/{kind}"]}
         box.config.setdefault("hooks", {})[kind] = [entry]
     box.start("exec sleep 100", cwd="/usr")
     for kind, place in expected.items():
-        assert read(box, kind).strip() == str(place), kind
+        assert read(box, kind).strip() == place, kind
 
 
 def test_relative_paths_are_the_callers_after_hooks(box: Box) -> None:

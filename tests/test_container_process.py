@@ -120,6 +120,21 @@ def test_oom_score_that_nobody_asks_for_is_the_callers(box: Box) -> None:
     assert (done.stdout, done.stderr) == ("234\n", "")
 
 
+def test_lines_of_a_terminal_in_a_pipe(box: Box) -> None:
+    """Output that no terminal shows has no CR, whichever command made the terminal."""
+    box.process["terminal"] = True
+    words = ["sh", "-c", "echo a; echo b"]
+    box.process["args"] = words
+    box.write()
+    run = box.command("run", "--bundle", str(box.bundle), box.id)
+    done = subprocess.run(run, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, b"a\nb\n"), done
+    box.process["terminal"] = False
+    box.start("exec sleep 100")
+    done = subprocess.run(box.command("exec", "-t", box.id, *words), capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, b"a\nb\n"), done
+
+
 def test_console_size_without_a_terminal_is_nobodys_business(box: Box) -> None:
     box.process["consoleSize"] = {"height": 11, "width": 22}
     assert box.run("tty; echo $?") == "not a tty\n1\n"

@@ -294,11 +294,11 @@ class Creation:
 
                 console = given["console"] = connect_console_socket(absolute(options.console_socket))
             elif self.state.terminal:
-                from pyoci.console import match_window
+                from pyoci.console import plain, sized
 
                 process = blueprint.spec.process
-                sized = process is not None and process.console_size is not None
-                session.expect_descriptor(None if sized else match_window)
+                fixed = process is not None and process.console_size is not None
+                session.expect_descriptor(plain if fixed else sized)
             # relative names in mount data (an overlay's lowerdir) are relative to the bundle
             posix.chdir(blueprint.bundle)
             session.spawn(blueprint.host.kernel, plan.fds, given)

@@ -225,9 +225,9 @@ def _enter(  # noqa: PLR0913 - what exec has found out
         else:
             session = Session(program, perform)
         if process.terminal and console is None:
-            from pyoci.console import match_window
+            from pyoci.console import plain, sized
 
-            session.expect_descriptor(None if process.console_size is not None else match_window)
+            session.expect_descriptor(plain if process.console_size is not None else sized)
         try:
             session.spawn(host.kernel, fds, given)
             session.play()

@@ -173,17 +173,7 @@ def run_container_hooks(
 
     shown = document(state, status)
     if host is None:
-        # where other runtimes are by then; our own directory is what the caller's paths are relative to
-        here = posix.open(".", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        try:
-            try:
-                posix.chdir(state.bundle)
-            except OSError:
-                pass  # it is needed no more once the container runs
-            run_hooks(kind, entries, dumps(shown).encode(), spawn)
-        finally:
-            posix.fchdir(here)
-            posix.close(here)
+        run_hooks(kind, entries, dumps(shown).encode(), spawn)
         return
     from pyoci.container.execute import hook_spawner
 

@@ -112,7 +112,7 @@ def descriptors(preserve_fds: int, more: Iterable[str] = ()) -> dict[str, int]:
     first = 3 + preserve_fds
     found = {"control": first + CONTROL, "listen": first + LISTEN, "console": first + CONSOLE}
     for name in more:
-        found[name] = 3 + preserve_fds + len(found)
+        found[name] = first + len(found)
     return found
 
 
@@ -143,11 +143,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         from pyoci.plan.root_mount import mounts_in_root
 
         attached = mounts_in_root(spec)
-    root = _open_root(spec, options, own_mounts)
-    if attached:
-        from pyoci.plan.root_mount import open_root
-
-        root = open_root(root_path(spec, options.bundle).encode())
+    root = _open_root(spec, options, own_mounts, attached)
     sources = [*root, *mount_plan.sources, *device_plan.sources]
     if options.notify:
         from pyoci.plan import readiness
@@ -217,12 +213,10 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
         ops += ns.loopback()
     if spec.linux.net_devices:
         ops += net_devices.move(spec.linux.net_devices)
-    if spec.hostname is not None and spec.hostname != "":
-        name = spec.hostname.encode()
-        ops.append(Op("sethostname", (name, len(name)), "/hostname"))
-    if spec.domainname:
-        name = spec.domainname.encode()
-        ops.append(Op("setdomainname", (name, len(name)), "/domainname"))
+    for kind, name in (("hostname", spec.hostname), ("domainname", spec.domainname)):
+        if name:
+            data = name.encode()
+            ops.append(Op(f"set{kind}", (data, len(data)), f"/{kind}"))
     ops += _sysctl(spec)
     # -- root and mounts
     if "mount" in names.new:
@@ -259,8 +253,12 @@ def write_file(directory: int | Ref, path: bytes, text: str, origin: str) -> lis
     ]
 
 
-def _open_root(spec: Spec, options: PlanOptions, own_mounts: bool) -> list[Op]:
+def _open_root(spec: Spec, options: PlanOptions, own_mounts: bool, attached: bool) -> list[Op]:
     path = root_path(spec, options.bundle).encode()
+    if attached:
+        from pyoci.plan.root_mount import open_root
+
+        return open_root(path)
     if not own_mounts:
         # no mount namespace, and nothing to mount: the root is where it is
         return [Op("openat", (k.AT_FDCWD, path, HANDLE | k.O_DIRECTORY), "/root/path", "rootfs")]
@@ -340,10 +338,10 @@ def _sysctl(spec: Spec) -> list[Op]:
     ops: list[Op] = []
     resolve = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_XDEV
     for key, value in spec.linux.sysctl.items():
-        path = sysctl_path(key) or ""
+        path = f"sys/{sysctl_path(key)}".encode()
         origin = "/linux/sysctl/" + key.replace("~", "~0").replace("/", "~1")
         data = value.encode()
-        ops.append(openat2("proc", b"sys/" + path.encode(), k.O_WRONLY | k.O_CLOEXEC, resolve, origin, "file"))
+        ops.append(openat2("proc", path, k.O_WRONLY | k.O_CLOEXEC, resolve, origin, "file"))
         ops.append(Op("write", (Ref("file"), data, len(data)), origin))
         ops.append(close("file", origin))
     return ops
@@ -379,10 +377,9 @@ def _seal_root(spec: Spec, late: list[Op], mounted: bool, no_pivot: bool) -> lis
     if mounted and not no_pivot:
         ops.append(Op("pivot_root", (b".", b"."), "/root/path", hint="a root on the initramfs needs --no-pivot"))
         ops.append(Op("umount2", (b".", k.MNT_DETACH), "/root/path"))
-        ops.append(Op("chdir", (b"/",), "/root/path"))
     else:
         ops.append(Op("chroot", (b".",), "/root/path"))
-        ops.append(Op("chdir", (b"/",), "/root/path"))
+    ops.append(Op("chdir", (b"/",), "/root/path"))
     final = {
         "shared": (k.MS_SHARED, 0),
         "rshared": (k.MS_SHARED, k.AT_RECURSIVE),

@@ -204,7 +204,8 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
             begin.append(load)
     begin += late_caps
     argv = Vector([arg.encode() for arg in process.args])
-    env = process.env
+    # of several the last, as in other runtimes, and as what exec adds is meant; getenv(3) would find the first
+    env: tuple[str, ...] = tuple({entry.partition("=")[0]: entry for entry in process.env}.values())
     if host.home:
         env = (*[entry for entry in env if entry != "HOME="], f"HOME={host.home}")
     if more_env:
