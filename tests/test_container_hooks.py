@@ -125,6 +125,22 @@ def test_where_hooks_are_run(box: Box) -> None:
         assert read(box, kind).strip() == place, kind
 
 
+def test_environment_of_the_image_s_hooks(box: Box) -> None:
+    """Without one of their own it is the process's, with the HOME that it gets."""
+    box.process["env"] = ["PATH=/bin", "ONE=two"]
+    (box.rootfs / "etc/passwd").write_text("root:x:0:0::/its/home:/bin/sh\n")
+    script = "echo $ONE:$HOME > /tmp/"
+    box.config["hooks"] = {
+        INSIDE: [
+            {"path": "/bin/sh", "args": ["sh", "-c", f"{script}none"]},
+            {"path": "/bin/sh", "args": ["sh", "-c", f"{script}own"], "env": ["ONE=1"]},
+            {"path": "/bin/sh", "args": ["sh", "-c", f"{script}empty"], "env": []},
+        ]
+    }
+    box.start("exec sleep 100")
+    assert [read(box, name) for name in ("none", "own", "empty")] == ["two:/its/home\n", "1:\n", ":\n"]
+
+
 def test_relative_paths_are_the_callers_after_hooks(box: Box) -> None:
     hook(box, "createRuntime")
     box.create("exec sleep 100", "--pid-file", "pid", cwd=str(box.folder))

@@ -304,6 +304,10 @@ def hook_spawner(kind: str, state: State, host: Host, root: str = "", spec: Spec
     listens = False
     if spec is not None:
         process, seccomp = spec.process, spec.linux.seccomp
+        if process is not None and lacks_home(process.env):
+            from pyoci.host import probe_home
+
+            probe_home(host, state.pid, process.user.uid)
     if seccomp is not None:
         from pyoci.kernel.seccomp import filter_flags, notifies
         from pyoci.seccomp import cached

@@ -342,8 +342,7 @@ def _sysctl(spec: Spec) -> list[Op]:
         origin = "/linux/sysctl/" + key.replace("~", "~0").replace("/", "~1")
         data = value.encode()
         ops.append(openat2("proc", path, k.O_WRONLY | k.O_CLOEXEC, resolve, origin, "file"))
-        ops.append(Op("write", (Ref("file"), data, len(data)), origin))
-        ops.append(close("file", origin))
+        ops += [Op("write", (Ref("file"), data, len(data)), origin), close("file", origin)]
     return ops
 
 

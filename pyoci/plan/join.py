@@ -198,7 +198,7 @@ def plan_hook(  # noqa: PLR0913 - the inputs are these
     first process at this moment (config.md#posix-platform-hooks).
 
     A startContainer hook is a program of the image, and so hostile: given `process` (and `host`) it has that one's
-    user, limits, capabilities and, with `seccomp_flags`, filter, and not ours.
+    user, limits, capabilities and, with `seccomp_flags`, filter, and not ours, and its environment if it has none.
 
     directory  where it is run, if it can be entered; the specification says nothing of that
     """
@@ -207,6 +207,7 @@ def plan_hook(  # noqa: PLR0913 - the inputs are these
     if directory:
         path = directory.encode("utf-8", "surrogateescape")
         ops.append(Op("chdir", (path,), origin, tolerate=(ENOENT, ENOTDIR, EACCES)))
+    envp: object = Vector([entry.encode() for entry in hook.env or ()])
     if process is not None and host is not None:
         granted = granted_capabilities(host, "user" in target.namespaces)
         plan = plan_process(process, host, granted, seccomp_flags, (), not target.denies_setgroups)
@@ -215,7 +216,8 @@ def plan_hook(  # noqa: PLR0913 - the inputs are these
             ops.append(Op("close_range", (descriptors(0)["console"], k.UINT_MAX, 0), origin))
             ops += plan.listener
         ops += [op for op in plan.begin if op.origin != ARGS]
+        if hook.env is None:
+            envp = plan.begin[-1].args[2]
     argv = [word.encode() for word in hook.args] or [hook.path.encode()]
-    envp = [entry.encode() for entry in hook.env or ()]
-    ops.append(Op("execve", (hook.path.encode(), Vector(argv), Vector(envp)), origin))
+    ops.append(Op("execve", (hook.path.encode(), Vector(argv), envp), origin))
     return ops
