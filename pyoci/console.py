@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import posix
 import select
-from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
-from _struct import calcsize, unpack_from
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from fcntl import ioctl
 
 from pyoci import signals
@@ -42,23 +41,6 @@ def connect_console_socket(path: str, flag: str = "--console-socket") -> int:
 
         raise PyociError(f"{flag}: connect {path}: {words(error.errno or 0)}") from None
     return connection.detach()
-
-
-def recv_fd(connection: int) -> int:
-    """The one descriptor that comes with the next message on the socket `connection`, close-on-exec.
-
-    PyociError when the peer closes it or sends anything else.
-    """
-    peer = socket(fileno=connection)
-    try:
-        _, ancillary, _, _ = peer.recvmsg(4096, CMSG_SPACE(calcsize("i")), MSG_CMSG_CLOEXEC)
-    finally:
-        peer.detach()
-    for level, kind, data in ancillary:
-        if level == SOL_SOCKET and kind == SCM_RIGHTS and len(data) >= calcsize("i"):
-            descriptor: int = unpack_from("i", data)[0]
-            return descriptor
-    raise PyociError("the console did not come: its sender ended first")
 
 
 def exit_status(status: int) -> int:

@@ -2,14 +2,12 @@
 
     PyociError                 one line: what was asked, what was tried, what refused, what to do
     +-- UsageError             the command line cannot be read
-    +-- ConfigError            config.json (or process.json, state) is wrong: carries every problem found, with JSON
-    pointers
+    +-- ConfigError            config.json (or process.json) is wrong: every problem found, with JSON pointers
     +-- NotFound               no container with this id
     +-- Exists                 the id is taken
     +-- WrongState             the operation does not fit the container's status
     +-- CallError              a call was refused: its name, arguments, errno and origin
     +-- HookError              a hook failed
-    +-- Unsupported            understood, valid, and not done by this version
 
 The phrases that engines search for ("container does not exist", "container not running", ...) are made here and nowhere
 else.  A message is one line: engines read the last line of stderr and of the log.
@@ -60,14 +58,6 @@ class ConfigError(PyociError):
         more = len(problems) - self.SHOWN
         super().__init__(f"{source}: {shown}" + (f"; and {more} more" if more > 0 else ""))
         self.problems = tuple(problems)
-
-
-class Unsupported(PyociError):
-    """A valid property that this version does not apply; refused, never ignored."""
-
-    def __init__(self, pointer: str, what: str) -> None:
-        super().__init__(f"{pointer}: {what} is not supported by this version of pyoci")
-        self.pointer = pointer
 
 
 class NotFound(PyociError):

@@ -106,7 +106,6 @@ class CreateOptions:
         "keep",
         "no_new_keyring",
         "no_pivot",
-        "no_subreaper",
         "pid_file",
         "pidfd_socket",
         "preserve_fds",
@@ -127,7 +126,6 @@ class CreateOptions:
         preserve_fds: int = 0,
         detach: bool = False,
         keep: bool = False,
-        no_subreaper: bool = False,
         pidfd_socket: str = "",
         cgroup_manager: str = "cgroupfs",
         rootless: bool | None = None,
@@ -143,7 +141,6 @@ class CreateOptions:
         self.preserve_fds = preserve_fds
         self.detach = detach
         self.keep = keep
-        self.no_subreaper = no_subreaper
         self.pidfd_socket = pidfd_socket
         self.cgroup_manager = cgroup_manager
         self.rootless = rootless

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pyoci import signals
-from pyoci.console import FORWARDED, attend, connect_console_socket, exit_status, recv_fd
+from pyoci.console import FORWARDED, attend, connect_console_socket, exit_status
 from pyoci.errors import PyociError
 
 if TYPE_CHECKING:
@@ -237,24 +237,6 @@ def test_console_sockets_that_are_none(tmp_path: Path) -> None:
     for path, words in ((f"{tmp_path}/no", "no such file"), ("/no/such/dir", "no such file"), (__file__, "refused")):
         with pytest.raises(PyociError, match=f"--console-socket: .*{words}"):
             connect_console_socket(path)
-
-
-@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
-def test_descriptors_change_hands(kind: socket.SocketKind) -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
-    with ours, theirs, open(os.devnull, "rb") as null:
-        socket.send_fds(theirs, [b"/dev/pts/0"], [null.fileno()])
-        received = recv_fd(ours.fileno())
-        assert os.path.samestat(os.fstat(received), os.fstat(null.fileno()))
-        assert not os.get_inheritable(received)
-        os.close(received)
-        theirs.send(b"nothing")
-        with pytest.raises(PyociError, match="console"):
-            recv_fd(ours.fileno())
-        theirs.close()
-        with pytest.raises(PyociError, match="console"):
-            recv_fd(ours.fileno())
-        os.fstat(ours.fileno())
 
 
 @pytest.mark.parametrize(

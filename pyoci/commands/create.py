@@ -28,7 +28,6 @@ def create_options(settings: Globals, options: Parsed) -> CreateOptions:
         preserve_fds=options.count("preserve-fds"),
         detach=options.flag("detach"),
         keep=options.flag("keep"),
-        no_subreaper=options.flag("no-subreaper"),
         cgroup_manager=settings.cgroup_manager,
         rootless=settings.rootless,
         config=options.text("config"),

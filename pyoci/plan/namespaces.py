@@ -16,8 +16,6 @@ CLAUSE = "config-linux.md#namespaces"
 # Made by the container's first process once it is where it belongs: a cgroup namespace is rooted in the cgroup that its
 # maker is in, and a time namespace wants its offsets before anybody enters it.
 LATER = ("cgroup", "time")
-# /proc/PID/ns/NAME
-PROC_NAMES = {"network": "net", "mount": "mnt"}
 
 
 class Namespaces:

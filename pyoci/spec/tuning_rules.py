@@ -9,7 +9,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.spec.types import Process, Spec
 
-WITH_NICE = ("SCHED_OTHER", "SCHED_BATCH")
 WITH_PRIORITY = ("SCHED_FIFO", "SCHED_RR")
 OF_DEADLINE = ("runtime", "deadline", "period")
 
