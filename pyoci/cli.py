@@ -228,7 +228,7 @@ COMMANDS: dict[str, Command] = {
         (
             _BUNDLE,
             ("host", "", "text", "FILE", "plan for the host described there instead of this one"),
-            ("show-host", "", "bool", "", "show what was found out about the host, for --host"),
+            ("show-host", "", "bool", "", "show what the bundle's plan needs to know of this host, for --host"),
             ("format", "f", "text", "text|json", "how (text)"),
         ),
     ),
@@ -362,7 +362,7 @@ def main(argv: list[str]) -> int:
             return overview(given.args[1:])
         command = COMMANDS.get(name)
         if command is None:
-            log.error(f"No help topic for '{name}'")
+            log.error(f"No help topic for '{name}': there is no such command (see pyoci --help)")
             return 3
         return _run(name, command, given)
     except UsageError as error:

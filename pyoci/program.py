@@ -1,9 +1,9 @@
 """From a plan to bytes: one ELF image that holds init and the ops that it replays.
 
-Layout of the image: the template (init's ELF file, padded to `TEXT`), then the program: a header, the ops, the
-registers, the data.  The kernel maps it all at exec: the template's second program header is pointed at the program,
-so that argv arrays, `clone_args` and
-messages hold real addresses and init links nothing.  Equal inputs give equal bytes.
+Layout of the image: the template (init's ELF file, padded to `TEXT`), then the program: a header, the data with the
+registers in it, the ops.  The kernel maps it all at exec: the template's second program header is pointed at the
+program, so that argv arrays, `clone_args` and messages hold real addresses and init links nothing.  Equal inputs give
+equal bytes.
 
 The layout of an op is stated once, here; `init/program.h` is generated from it (`python -m pyoci.program`), and a
 test holds the two to each other.
@@ -28,7 +28,7 @@ BASE = 0x20000000  # where the image's program part would start if it began at o
 ADDRESS = BASE + TEXT  # of the program's header
 MAGIC = 0x696F7970
 
-# struct header: magic, number of ops, control descriptor, offset of nothing yet
+# struct header: magic, number of ops, control descriptor, offset of the first op from the header
 HEADER = Packer("<IIii")
 # struct op: nr, skip_ok, skip_err, load mask, flags, tolerated errnos, args, result address
 OP = Packer("<iHHBB6B6QQ")
@@ -305,12 +305,12 @@ def assemble(
 ) -> Program:
     """Lay `ops` out behind init's ELF `template`.
 
-    `numbers` are `arch`'s system calls by name; `fds` the descriptors that the launcher hands over, by name
-    (`control` is one);
-    `assets` what `Asset` arguments stand for.  Raises KeyError for a name that nothing gives: a mistake in a plan.
+    `numbers` are `arch`'s system calls by name; `fds` the descriptors that init is started with, by name, `control`
+    among them; `assets` what `Asset` arguments stand for.  Raises KeyError for a name that nothing gives: a mistake in
+    a plan.
     """
     assembler = _Assembler(arch, numbers, assets, fds)
-    # header, data, ops: the data's addresses must be known before it is known how many ops there are
+    # the data before the ops: its addresses must be known before it is known how many ops there are
     assembler.sequence(ops)
     data = assembler.data
     data.extend(bytes(-len(data) % 8))

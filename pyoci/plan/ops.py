@@ -2,8 +2,7 @@
 
 A plan is a guarded straight line.  Each `Op` is one kernel call (or one of the few pseudo-calls that `init` and
 the runtime know), made by one performer, for one reason: its `origin`, a JSON pointer into config.json or a clause of
-the
-specification.  An op that may fail in expected ways names those errnos in `tolerate`; then exactly one of two
+the specification.  An op that may fail in expected ways names those errnos in `tolerate`; then exactly one of two
 blocks may hang on it: `otherwise` (run only after a tolerated failure) or `then` (run only after success).  Blocks
 only ever lead forward, so every plan ends.
 
@@ -119,7 +118,8 @@ if TYPE_CHECKING:
 class Op:
     """One call: `call(*args)`, its result kept as `@result`.
 
-    call       name of a system call, or a pseudo-call: for init `barrier`, `expect`; for the runtime see `launch`.
+    call       name of a system call, or a pseudo-call: init's are `program.PSEUDO`, the runtime's are what
+               `container.perform` (and for `mounts` and exec, their own modules) has a branch for.
     origin     JSON pointer into config.json ("/mounts/3"), or a clause of the specification ("runtime.md#lifecycle").
     result     name under which later ops refer to the value, or None.
     performer  INIT or RUNTIME.

@@ -41,8 +41,7 @@ ELSEWHERE = (ENOENT, EACCES, ENOTDIR, ELOOP, ENAMETOOLONG)
 
 
 def capability_mask(names: tuple[str, ...], host: Host) -> int:
-    """The set as bits; names that the kernel does not know or that we ourselves lack are left out (they earn a
-    warning)."""
+    """The set as bits; names that the kernel does not know are left out (they earn a warning: `ungranted`)."""
     mask = 0
     for name in names:
         number = CAPABILITIES.get(name)
