@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +82,37 @@ def build(folder: Path) -> None:
         subprocess.run([*common, *define, "-o", str(folder / name), str(HERE / "programs.c")], check=True)
 
 
-def alternate(runtimes: list[Runtime], rounds: int, measure: Any) -> Samples:
-    """Seconds of `measure(runtime)` for each runtime, in turns; one that fails has none, and its words are shown."""
-    samples: Samples = {runtime.name: [] for runtime in runtimes}
-    able = list(runtimes)
-    for number in range(-WARM, rounds):
+def turns(names: Sequence[str], rounds: int, measure: Callable[[str], float], warm: int) -> Samples:
+    """Seconds of `measure(name)` for each name, in turns, each round in another order; the `warm` first rounds are not
+    counted.  One that fails has none, and its words are shown."""
+    samples: Samples = {name: [] for name in names}
+    able = list(names)
+    for number in range(-warm, rounds):
         first = number % len(able) if able else 0
-        for runtime in able[first:] + able[:first]:
+        for name in able[first:] + able[:first]:
             try:
-                elapsed = measure(runtime)
+                elapsed = measure(name)
             except Failed as error:
-                print(f"{runtime.name}: {error}", file=sys.stderr)
-                samples[runtime.name] = []
-                able.remove(runtime)
+                print(f"{name}: {error}", file=sys.stderr)
+                samples[name] = []
+                able.remove(name)
                 continue
             if number >= 0:
-                samples[runtime.name].append(elapsed)
-            reap()
+                samples[name].append(elapsed)
     return samples
+
+
+def alternate(runtimes: list[Runtime], rounds: int, measure: Callable[[Runtime], float]) -> Samples:
+    """`turns` of runtimes by hand; what they leave to us is reaped between them."""
+    by_name = {runtime.name: runtime for runtime in runtimes}
+
+    def one(name: str) -> float:
+        try:
+            return measure(by_name[name])
+        finally:
+            reap()
+
+    return turns(list(by_name), rounds, one, WARM)
 
 
 def measure_exec(runtimes: list[Runtime], bundle: Bundle, rounds: int) -> Samples:

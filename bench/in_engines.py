@@ -9,6 +9,7 @@ a ratio is the median of the ratios within the rounds, as in bench.py.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ sys.path.insert(0, str(HERE.parent / "conformance" / "engines"))
 import engines  # noqa: E402
 from engine import Engine  # noqa: E402
 
-from bench import ratio  # noqa: E402
+from bench import ratio, turns  # noqa: E402
 
 MEASURED = ("podman", "docker", "containerd")
 MOST = 1.0  # times runc
@@ -41,29 +42,27 @@ def measure(kind: type[Engine], runtimes: dict[str, str], folder: Path, rounds: 
     """Seconds of each run, by runtime."""
     image = folder / "image.tar"
     started = {label: kind(folder / f"{kind.name[0]}{label}", path, image) for label, path in runtimes.items()}
-    seconds: dict[str, list[float]] = {label: [] for label in runtimes}
+    numbers = itertools.count()
     try:
         for engine in started.values():
             engine.start()
-        for number in range(-1, rounds):
-            labels = list(started)
-            turn = number % len(labels)
-            for label in labels[turn:] + labels[:turn]:
-                engine = started[label]
-                words = ["sh", "-c", command(engine, number)]
-                begin = time.perf_counter()
-                done = subprocess.run(
-                    words, env=engine.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-                )
-                spent = time.perf_counter() - begin
-                if done.returncode:
-                    raise SystemExit(f"bench: {kind.name} with {label}: {done.stderr}")
-                if number >= 0:  # the first is for caches
-                    seconds[label].append(spent)
+        return turns(list(started), rounds, lambda label: run(started[label], next(numbers)), 1)
     finally:
         for engine in started.values():
             engine.stop()
-    return seconds
+
+
+def run(engine: Engine, number: int) -> float:
+    """Seconds of one run."""
+    words = ["sh", "-c", command(engine, number)]
+    begin = time.perf_counter()
+    done = subprocess.run(
+        words, env=engine.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    spent = time.perf_counter() - begin
+    if done.returncode:
+        raise SystemExit(f"bench: {engine.name} with {engine.runtime}: {done.stderr}")
+    return spent
 
 
 def main() -> int:
