@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyoci.errors import ConfigError
 from pyoci.jsontext import escape
-from pyoci.spec import linux_rules, resource_rules, seccomp_rules, types, validate
+from pyoci.spec import linux_rules, read, resource_rules, seccomp_rules, types, validate
 from pyoci.spec import unsupported as refusals
 from pyoci.spec.linux_rules import sysctl_path
 from pyoci.spec.load import load, load_process
@@ -455,7 +455,7 @@ def test_every_check_cites_its_clause() -> None:
     checks: list[Any] = [*validate.CHECKS, *validate.PROCESS_CHECKS, *resource_rules.CHECKS, seccomp_rules.check]
     assert len(set(checks)) == len(checks)
     for check in checks:
-        clause = validate.clause(check)
+        clause = read.clause(check)
         assert clause.startswith(("config.md#", "config-linux.md#")), check
         assert " " not in clause
 
@@ -465,7 +465,7 @@ def test_every_check_is_in_a_table() -> None:
     for module in (validate, linux_rules, resource_rules, seccomp_rules, refusals):
         functions: list[tuple[str, Any]] = inspect.getmembers(module, inspect.isfunction)
         for name, function in functions:
-            documented = validate.clause(function).startswith("config")
+            documented = read.clause(function).startswith("config")
             if function.__module__ == module.__name__ and documented and name != "process_ids_mapped":
                 assert function in listed, name
 

@@ -49,8 +49,9 @@ MEMORY_FLAGS: dict[str, int] = {
 MOST = 1024  # processors or nodes that a list can name: as many as fit into the masks of glibc's cpu_set_t
 
 
-def mask(text: str) -> int:
-    """A list such as "0-3,7" (cpuset(7), "List format") as bits; ValueError says what is wrong with it."""
+def mask(text: str, most: int = MOST) -> int:
+    """A list such as "0-3,7" (cpuset(7), "List format") of numbers below `most` as bits; ValueError says what is wrong
+    with it."""
     bits = 0
     for piece in (part.strip(" ") for part in text.split(",")):
         if not piece:
@@ -61,7 +62,7 @@ def mask(text: str) -> int:
         low, high = int(first[:6]), int((last or first)[:6])
         if high < low:
             raise ValueError(f"{piece!r} ends before it begins")
-        if high >= MOST:
-            raise ValueError(f"{high} is more than {MOST - 1}")
+        if high >= most:
+            raise ValueError(f"{high} is more than {most - 1}")
         bits |= (1 << high + 1) - (1 << low)
     return bits

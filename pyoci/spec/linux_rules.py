@@ -224,9 +224,7 @@ def resources(spec: Spec, report: Report) -> None:
         from pyoci.spec import resource_rules
 
         for check in resource_rules.CHECKS:
-            since = len(report.problems)
-            check(spec.linux.resources, "/linux/resources", report)
-            report.cite((check.__doc__ or "").partition(":")[0], since)
+            report.apply(check, spec.linux.resources, "/linux/resources")
 
 
 def seccomp(spec: Spec, report: Report) -> None:
@@ -243,9 +241,7 @@ def tuning(spec: Spec, report: Report) -> None:
         from pyoci.spec import tuning_rules
 
         for check in (tuning_rules.container, tuning_rules.memory_policy):
-            since = len(report.problems)
-            check(spec, report)
-            report.cite((check.__doc__ or "").partition(":")[0], since)
+            report.apply(check, spec)
 
 
 def net_devices(spec: Spec, report: Report) -> None:

@@ -280,9 +280,7 @@ def load_resources(data: bytes, source: str, complete: Callable[[t.Resources], N
         if complete is not None:
             complete(resources)
         for check in CHECKS:
-            since = len(report.problems)
-            check(resources, where, report)
-            report.cite((check.__doc__ or "").partition(":")[0], since)
+            report.apply(check, resources, where)
     if report.problems:
         raise ConfigError(report.problems, source)
     return resources

@@ -28,6 +28,11 @@ WRONG: object = object()
 _KINDS = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
 
 
+def clause(check: Callable[..., None]) -> str:
+    """The clause that a check enforces: its docstring up to the colon."""
+    return (check.__doc__ or "").partition(":")[0]
+
+
 MOST = 1000  # problems kept: nobody mends a document by the thousand and first
 
 
@@ -49,6 +54,13 @@ class Report:
     def add(self, pointer: str, message: str, clause: str = "") -> None:
         if len(self.problems) < MOST:
             self.problems.append(Problem(printable(pointer), message, clause))
+
+    def apply(self, check: Callable[..., None], *about: object) -> None:
+        """Let `check` add what it finds wrong with `about`, under the clause that its docstring begins with."""
+        since = len(self.problems)
+        check(*about, self)
+        if len(self.problems) != since:
+            self.cite(clause(check), since)
 
     def cite(self, clause: str, since: int) -> None:
         """Give the problems from number `since` on their clause, where they have none yet."""

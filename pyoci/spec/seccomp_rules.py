@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+from pyoci.kernel.seccomp import ACTIONS, ERRNO_MAX, FLAGS, NOTIFY, OPERATORS, notifies
 from pyoci.spec.read import Report, one_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.spec.types import Seccomp
-
-ACTIONS = (
-    "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_TRAP", "SCMP_ACT_ERRNO",
-    "SCMP_ACT_TRACE", "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY",
-)  # fmt: skip
-
-# The largest number that an action can return: errno values end at MAX_ERRNO, a tracer gets SECCOMP_RET_DATA.
-RETURNING = {"SCMP_ACT_ERRNO": 4095, "SCMP_ACT_TRACE": 0xFFFF}
 
 ARCHITECTURES = (
     "SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM", "SCMP_ARCH_AARCH64", "SCMP_ARCH_MIPS",
@@ -24,25 +17,15 @@ ARCHITECTURES = (
     "SCMP_ARCH_SHEB",
 )  # fmt: skip
 
-FLAGS = (
-    "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
-    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
-)  # fmt: skip
-
-OPERATORS = (
-    "SCMP_CMP_NE", "SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_MASKED_EQ",
-)  # fmt: skip
-
 WHERE = "/linux/seccomp"
-NOTIFY = "SCMP_ACT_NOTIFY"
 
 
 def _action(action: str, errno_ret: int | None, where: str, names: tuple[str, str], report: Report) -> None:
     """An action of the list; a number to return only where it returns one."""
     if action not in ACTIONS:
-        report.add(f"{where}/{names[0]}", one_of(action, ACTIONS))
+        report.add(f"{where}/{names[0]}", one_of(action, tuple(ACTIONS)))
     elif errno_ret is not None:
-        most = RETURNING.get(action)
+        most = ERRNO_MAX.get(action)
         if most is None:
             report.add(f"{where}/{names[1]}", f"must be absent: {action} returns no errno")
         elif errno_ret > most:
@@ -57,11 +40,10 @@ def check(seccomp: Seccomp, report: Report) -> None:
             report.add(f"{WHERE}/architectures/{index}", one_of(name, ARCHITECTURES))
     for index, name in enumerate(seccomp.flags):
         if name not in FLAGS:
-            report.add(f"{WHERE}/flags/{index}", one_of(name, FLAGS))
+            report.add(f"{WHERE}/flags/{index}", one_of(name, tuple(FLAGS)))
     if seccomp.listener_metadata and not (seccomp.listener_path or report.unreliable(f"{WHERE}/listenerPath")):
         report.add(f"{WHERE}/listenerMetadata", "must be absent without listenerPath")
-    notifies = NOTIFY in (seccomp.default_action, *(rule.action for rule in seccomp.syscalls))
-    if notifies and not (seccomp.listener_path or report.unreliable(f"{WHERE}/listenerPath")):
+    if notifies(seccomp) and not (seccomp.listener_path or report.unreliable(f"{WHERE}/listenerPath")):
         report.add(f"{WHERE}/listenerPath", f"is required with {NOTIFY}: somebody must answer")
     for number, rule in enumerate(seccomp.syscalls):
         where = f"{WHERE}/syscalls/{number}"
@@ -74,4 +56,4 @@ def check(seccomp: Seccomp, report: Report) -> None:
             if argument.index > 5:
                 report.add(f"{where}/args/{index}/index", f"must be an integer from 0 to 5, not {argument.index}")
             if argument.op not in OPERATORS:
-                report.add(f"{where}/args/{index}/op", one_of(argument.op, OPERATORS))
+                report.add(f"{where}/args/{index}/op", one_of(argument.op, tuple(OPERATORS)))

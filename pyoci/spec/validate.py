@@ -7,8 +7,9 @@ here: what depends on the machine is the planner's, and what the kernel alone ca
 
 from __future__ import annotations
 
+from pyoci.kernel import flags
 from pyoci.spec import linux_rules
-from pyoci.spec.linux_rules import namespace, needs_namespace, new_user_namespace, owned_ids
+from pyoci.spec.linux_rules import PROPAGATIONS, namespace, needs_namespace, new_user_namespace, owned_ids
 from pyoci.spec.read import Report, one_of, shown
 from pyoci.spec.unsupported import unsupported, unsupported_process
 
@@ -25,16 +26,8 @@ MINOR = 3  # of the newest version of the specification that this runtime knows
 
 MAX_ID = 2**32 - 2  # 2^32-1 is (uid_t)-1: "do not change" to the kernel
 
-# getrlimit(2)
-RLIMITS = (
-    "RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_LOCKS", "RLIMIT_MEMLOCK",
-    "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_RSS", "RLIMIT_RTPRIO", "RLIMIT_RTTIME",
-    "RLIMIT_SIGPENDING", "RLIMIT_STACK",
-)  # fmt: skip
-
-PROPAGATION_OPTIONS = frozenset(
-    ("shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable")
-)
+RLIMITS = tuple(sorted(flags.RLIMITS))
+PROPAGATION_OPTIONS = frozenset(PROPAGATIONS)
 
 
 def version(spec: Spec, report: Report) -> None:
@@ -267,25 +260,14 @@ CHECKS: tuple[Check, ...] = (
 
 def _run_process_checks(process: Process, where: str, report: Report) -> None:
     for check_one in PROCESS_CHECKS:
-        since = len(report.problems)
-        check_one(process, where, report)
-        if len(report.problems) != since:
-            report.cite(clause(check_one), since)
-
-
-def clause(check_one: Callable[..., None]) -> str:
-    """The clause that a check enforces: its docstring up to the colon."""
-    return (check_one.__doc__ or "").partition(":")[0]
+        report.apply(check_one, process, where)
 
 
 def check(spec: Spec, report: Report) -> None:
     """Add to `report` what is wrong with `spec`, except what merely follows from the problems it has already."""
     found = Report(doubted=report.problems)
     for check_one in CHECKS:
-        since = len(found.problems)
-        check_one(spec, found)
-        if len(found.problems) != since:
-            found.cite(clause(check_one), since)
+        found.apply(check_one, spec)
     report.problems += [problem for problem in found.problems if not found.unreliable(problem.pointer)]
 
 
@@ -294,7 +276,5 @@ def check_process(process: Process, where: str, spec: Spec | None, report: Repor
     found = Report(doubted=report.problems)
     _run_process_checks(process, where, found)
     if spec is not None:
-        since = len(found.problems)
-        process_ids_mapped(process, spec, where, found)
-        found.cite(clause(process_ids_mapped), since)
+        found.apply(process_ids_mapped, process, spec, where)
     report.problems += [problem for problem in found.problems if not found.unreliable(problem.pointer)]
