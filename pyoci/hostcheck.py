@@ -35,15 +35,18 @@ def examine_host(data: bytes, bundle: str, manager: str, rootless: bool | None) 
 
         probe_systemd(host, rootless)
     probe_sources(host, spec, bundle)
-    findings = [
-        *planning(spec, host, bundle, manager, rootless),
+    findings = list(planning(spec, host, bundle, manager, rootless))
+    # the planner stops at the first kind of problem: what it has said is not said twice
+    planned = {finding.pointer for finding in findings}
+    others = (
         *files(spec, host, bundle),
         *file_systems(spec),
         *namespaces(spec),
         *capabilities(spec, host),
-        *security(spec),
+        *security(spec, host),
         *devices(spec),
-    ]
+    )
+    findings += [finding for finding in others if finding.pointer not in planned]
     places = Places(data.decode())
     for finding in findings:
         finding.line, finding.column = places.find(finding.pointer)
@@ -128,21 +131,21 @@ def capabilities(spec: Spec, host: Host) -> Iterator[Finding]:
         yield Finding("warning", "/process/capabilities", f"not ours to give, and left out: {', '.join(missing)}")
 
 
-def security(spec: Spec) -> Iterator[Finding]:
+def security(spec: Spec, host: Host) -> Iterator[Finding]:
     """Linux security modules that labels and profiles are for, resctrl, and the library that compiles filters."""
+    from pyoci.plan.labels import UNCONFINED
+
     process = spec.process
-    if process is not None and process.apparmor_profile and not _exists("/sys/module/apparmor"):
-        yield Finding("error", "/process/apparmorProfile", "AppArmor is not there on this host")
-    if not _exists("/sys/fs/selinux/enforce"):
-        labels = (
-            ("/process/selinuxLabel", process.selinux_label if process is not None else None),
-            ("/linux/mountLabel", spec.linux.mount_label),
-        )
-        for pointer, label in labels:
-            if label:
-                yield Finding("error", pointer, "SELinux is not there on this host")
-    if spec.linux.intel_rdt is not None and not _exists("/sys/fs/resctrl/schemata"):
-        yield Finding("error", "/linux/intelRdt", "no resctrl file system is mounted at /sys/fs/resctrl")
+    profile = process.apparmor_profile if process is not None else ""
+    if profile not in ("", UNCONFINED) and "apparmor" not in host.security_modules:
+        yield Finding("error", "/process/apparmorProfile", "AppArmor is not enabled on this host")
+    if "selinux" not in host.security_modules:
+        if process is not None and process.selinux_label:
+            yield Finding("error", "/process/selinuxLabel", "SELinux is not enabled on this host")
+        if spec.linux.mount_label:
+            yield Finding("warning", "/linux/mountLabel", "is ignored: SELinux is not enabled on this host")
+    if spec.linux.intel_rdt is not None and not host.resctrl:
+        yield Finding("error", "/linux/intelRdt", "no resctrl file system is mounted on this host")
     if spec.linux.seccomp is not None:
         from pyoci.commands.version import libseccomp
         from pyoci.kernel.seccomp import notifies

@@ -314,3 +314,30 @@ def test_what_this_host_cannot_do(tmp_path: Path) -> None:
     assert done.returncode == 1, done
     for words in ("/source: /no/such/source does not", "nosuchfs", "/no/such/ns does not", "/no/such/hook cannot"):
         assert words in done.stdout, words
+
+
+def test_security_modules_of_this_host_are_judged_as_create_judges_them(tmp_path: Path) -> None:
+    """Each problem once, in the order of the lines; and none where create has none."""
+    config = default(False)
+    (tmp_path / "rootfs").mkdir()
+    config["process"]["apparmorProfile"] = "unconfined"
+    config["linux"]["mountLabel"] = "system_u:object_r:container_file_t:s0"
+    (tmp_path / "config.json").write_text(json.dumps(config, indent=1))
+    modules = Path("/sys/module/apparmor/parameters/enabled"), Path("/sys/fs/selinux/enforce")
+    if modules[1].exists() or (modules[0].exists() and modules[0].read_text().startswith("Y")):
+        pytest.skip("this host has a security module: tests/test_apparmor.py and test_selinux.py ask it")
+    done = ask(str(tmp_path), "--host")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "/linux/mountLabel: is ignored" in done.stdout and "apparmorProfile" not in done.stdout
+
+    config["process"] |= {"apparmorProfile": "some", "selinuxLabel": "some"}
+    config["linux"]["intelRdt"] = {"closID": "some"}
+    (tmp_path / "config.json").write_text(json.dumps(config, indent=1))
+    done = ask(str(tmp_path), "--host")
+    assert done.returncode == 1
+    lines = [int(line.split(":")[1]) for line in done.stdout.splitlines()]
+    assert lines == sorted(lines)
+    for pointer in ("/process/apparmorProfile", "/process/selinuxLabel"):
+        assert done.stdout.count(f": error: {pointer}: ") == 1, done.stdout
+    if not any(" - resctrl " in line for line in Path("/proc/self/mountinfo").read_text().splitlines()):
+        assert done.stdout.count(": error: /linux/intelRdt: ") == 1, done.stdout

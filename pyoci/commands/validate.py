@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import posix
-
 from pyoci.errors import PyociError
 
 TYPE_CHECKING = False
@@ -22,7 +20,7 @@ def run(settings: Globals, options: Parsed) -> int:
     form = options.text("format") or "text"
     if form not in ("text", "json"):
         raise PyociError(f'--format must be text or json, not "{form}"')
-    path = absolute(options.args[0] if options.args else posix.getcwd())
+    path = absolute(options.args[0] if options.args else ".")
     if _directory(path):
         path = f"{path.rstrip('/')}/{CONFIG}"
     data = read_document(path, path, regular=True)
@@ -31,6 +29,7 @@ def run(settings: Globals, options: Parsed) -> int:
         from pyoci.hostcheck import examine_host
 
         findings += examine_host(data, path[: path.rindex("/")] or "/", settings.cgroup_manager, settings.rootless)
+        findings.sort(key=lambda finding: (finding.line, finding.column))
     if options.flag("strict"):
         for finding in findings:
             if finding.strict:
