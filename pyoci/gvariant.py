@@ -182,8 +182,10 @@ def _number(word: str, expected: str) -> tuple[str, object]:
     return kind, value
 
 
-def _signature_end(text: str, start: int) -> int:
+def _signature_end(text: str, start: int, depth: int = 0) -> int:
     """Behind one complete type at `start`."""
+    if depth > DEPTH:
+        raise ValueError("a type that is nested too deeply")
     at = start
     while text[at : at + 1] == "a":
         at += 1
@@ -191,7 +193,7 @@ def _signature_end(text: str, start: int) -> int:
     if first == "(":
         at += 1
         while text[at : at + 1] != ")":
-            at = _signature_end(text, at)
+            at = _signature_end(text, at, depth + 1)
         return at + 1
     if not first or first not in "bynqiuxtdsog":
         raise ValueError(f"@{text[start : at + 1]} is not a type")

@@ -236,6 +236,11 @@ def test_masks() -> None:
     assert mask("0") == b"\1"
     assert mask("8") == b"\0\1"
     assert mask("0-3,7") == b"\x8f"
+    assert len(mask("8191")) == 1024
+    # no kernel has these: not told, and not counted out one by one
+    assert mask("0-999999999") == b""
+    ops = plan_unit_update(Resources(cpu=Cpu(cpus="0-999999999")), "system p-n.scope", {"": "/x"})
+    assert ops == []
 
 
 def test_disabled() -> None:

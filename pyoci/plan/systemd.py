@@ -16,6 +16,7 @@ from __future__ import annotations
 from pyoci.errors import ConfigError, Problem
 from pyoci.gvariant import parse, show
 from pyoci.jsontext import escape
+from pyoci.kernel import scheduling
 from pyoci.plan.cgroup_entry import PATH_CLAUSE, join_ops, open_cgroup
 from pyoci.plan.cgroup_limits import RESOURCES, cpu_weight, io_weight, write_limits
 from pyoci.plan.cgroups import PATH, V1, CgroupPlan, add_devices, enable_ops, owner_ops, version_of
@@ -33,6 +34,7 @@ INFINITY = (1 << 64) - 1
 SECOND = 1_000_000  # systemd counts microseconds
 STEP = 10_000  # of CPUQuotaPerSecUSec, which systemd shows in whole percents
 PERIOD = 100_000  # the kernel's default cpu period
+MOST_CPUS = 8192  # CONFIG_NR_CPUS_RANGE_END of x86_64, the most of all architectures
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.-")
 LONGEST = 255  # bytes of a unit's name (systemd.unit(5))
 # What makes the unit the container's: given by us and by nobody else.
@@ -274,8 +276,8 @@ def _cpu(cpu: Cpu, v2: bool) -> Iterator[Property]:
         yield "CPUQuotaPerSecUSec", "t", _quota(cpu.quota, cpu.period), at + "quota"
     if v2:
         for name, property, text in (("cpus", "AllowedCPUs", cpu.cpus), ("mems", "AllowedMemoryNodes", cpu.mems)):
-            if text:
-                yield property, "ay", mask(text), at + name
+            if text and (bits := mask(text)):
+                yield property, "ay", bits, at + name
 
 
 def _quota(quota: int, period: int | None) -> int:
@@ -287,13 +289,14 @@ def _quota(quota: int, period: int | None) -> int:
 
 
 def mask(text: str) -> bytes:
-    """A list such as "0-3,7" as systemd takes it: a bit a number, the lowest first.  It has been checked."""
-    number = 0
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if first:
-            for bit in range(int(first), int(last or first) + 1):
-                number |= 1 << bit
+    """A list such as "0-3,7" as systemd takes it: a bit a number, the lowest first.
+
+    Nothing for what no kernel can have: the file, which is written as well, refuses it in the kernel's words.
+    """
+    try:
+        number = scheduling.mask(text, MOST_CPUS)
+    except ValueError:
+        return b""
     return number.to_bytes((number.bit_length() + 7) // 8, "little")
 
 
@@ -339,8 +342,8 @@ def _unified(unified: Mapping[str, str]) -> Iterator[Property]:
             period = int(words[1]) if len(words) > 1 and words[1].isdigit() else PERIOD
             yield "CPUQuotaPeriodUSec", "t", period, at
             yield "CPUQuotaPerSecUSec", "t", INFINITY if words[0] == "max" else _quota(int(words[0]), period), at
-        elif name in ("cpuset.cpus", "cpuset.mems") and text.strip("0123456789,- \n") == "" and words:
-            yield "AllowedCPUs" if name == "cpuset.cpus" else "AllowedMemoryNodes", "ay", mask(words[0]), at
+        elif name in ("cpuset.cpus", "cpuset.mems") and len(words) == 1 and (bits := mask(words[0])):
+            yield "AllowedCPUs" if name == "cpuset.cpus" else "AllowedMemoryNodes", "ay", bits, at
 
 
 def _device_properties(resources: Resources) -> list[Property]:
