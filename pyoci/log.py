@@ -63,7 +63,8 @@ def write_all(descriptor: int, data: bytes) -> None:
 def output(text: str | bytes) -> None:
     """The result of a command, on stdout.  A reader that has gone away is none of our business."""
     try:
-        write_all(1, text.encode() if isinstance(text, str) else text)
+        # a path in it may be no text: its bytes are given back as they were
+        write_all(1, text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text)
     except BrokenPipeError:
         pass
     except OSError as error:

@@ -232,7 +232,8 @@ def briefly(value: object) -> str:
         return "nothing"
     if isinstance(value, (dict, list)):
         kind, what = ("an object", "members") if isinstance(value, dict) else ("an array", "items")
-        return f"{kind} with {len(value)} {what}" if value else f"an empty {kind[3:]}"
+        counted = f"{len(value)} {what.removesuffix('s') if len(value) == 1 else what}"
+        return f"{kind} with {counted}" if value else f"an empty {kind[3:]}"
     if isinstance(value, int) and abs(value) >= 10**30:
         return "a number of more than 30 digits"
     text = value if isinstance(value, str) else None

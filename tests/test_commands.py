@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -10,11 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import pyoci
 from pyoci import log, signals
+from pyoci.__main__ import OPTIONS, START
 from pyoci.cli import main
 from pyoci.commands import spec as specifying
 from pyoci.commands.list import table
@@ -25,7 +29,6 @@ from pyoci.state import State, Store, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Capture = pytest.CaptureFixture[str]
 
@@ -461,6 +464,35 @@ def test_spec(tmp_path: Path, capfd: Capture) -> None:
     assert "exists" in capfd.readouterr().err
     assert main(["spec", "-b", str(tmp_path / "none")]) == 1
     assert "no such file or directory" in capfd.readouterr().err
+
+
+def test_spec_on_a_disk_that_is_full(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(specifying, "write_all", full)
+    assert main(["spec", "-b", str(tmp_path)]) == 1
+    assert capfd.readouterr().err == f"pyoci: write {tmp_path}/config.json: no space left on device\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_plan_for_a_reader_that_has_gone_away(tmp_path: Path) -> None:
+    """`pyoci plan | head` is no error; nor is a bundle whose path is no text."""
+    bundle = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(bundle)
+    os.mkdir(bundle + b"/rootfs")
+    (tmp_path / "config.json").write_text(json.dumps(specifying.default(False)))
+    os.rename(tmp_path / "config.json", bundle + b"/config.json")
+    packages = str(Path(str(pyoci.__file__)).parent.parent)
+    words = [sys.executable, *OPTIONS, "-c", START, packages, packages]
+    for command in (["plan", "-b"], ["plan", "-f", "json", "-b"], ["validate"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run([*words, *command, bundle], stdout=writing, stderr=subprocess.PIPE, check=False)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, b""), command
+    shown = subprocess.run([*words, "plan", "-b", bundle], capture_output=True, check=True).stdout
+    assert b"xe9/rootfs" in shown
 
 
 def test_the_cgroup_namespace_is_for_v2() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import posix
-
 from pyoci.errors import PyociError
 
 TYPE_CHECKING = False
@@ -58,14 +56,14 @@ def read_host(path: str) -> Host:
 
 def run(settings: Globals, options: Parsed) -> int:
     """Text in two columns, or JSON."""
-    from pyoci.log import write_all
+    from pyoci.log import output
     from pyoci.options import absolute
 
     form = options.text("format") or "text"
     if form not in ("text", "json"):
         raise PyociError(f'--format must be text or json, not "{form}"')
     given = options.text("host")
-    bundle = absolute(options.text("bundle") or posix.getcwd())
+    bundle = absolute(options.text("bundle") or ".")
     described = read_host(given) if given else None
     plan, host = make(bundle, described, settings.cgroup_manager, settings.rootless)
     from pyoci.jsontext import dumps
@@ -76,5 +74,5 @@ def run(settings: Globals, options: Parsed) -> int:
         from pyoci.plan.render import text, to_json
 
         shown = text(plan.ops) if form == "text" else dumps(to_json(plan.ops), indent=True) + "\n"
-    write_all(1, shown.encode())
+    output(shown)
     return 0

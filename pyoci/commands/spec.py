@@ -119,9 +119,11 @@ def run(settings: Globals, options: Parsed) -> int:
         raise PyociError(f"open {path}: {words(error.errno or 0)}") from None
     try:
         write_all(descriptor, dumps(spec, indent=True).encode() + b"\n")
-    except BaseException:
+    except OSError as error:
+        from pyoci.kernel.errnos import words
+
         posix.unlink(path)
-        raise
+        raise PyociError(f"write {path}: {words(error.errno or 0)}") from None
     finally:
         posix.close(descriptor)
     return 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from errno import EACCES, EINVAL
 
+from pyoci.jsontext import escape
 from pyoci.kernel import flags as k
 from pyoci.kernel.seccomp import filter_flags, notifies
 from pyoci.plan import devices, mounts
@@ -29,7 +30,7 @@ from pyoci.plan.entry import (
     shed,
 )
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
-from pyoci.plan.paths import HANDLE, close, make_directories, openat2
+from pyoci.plan.paths import HANDLE, close, make_directories, on_host, openat2
 from pyoci.plan.process import plan_process
 from pyoci.spec.linux_rules import sysctl_path
 
@@ -254,7 +255,7 @@ def write_file(directory: int | Ref, path: bytes, text: str, origin: str) -> lis
 
 
 def _open_root(spec: Spec, options: PlanOptions, own_mounts: bool, attached: bool) -> list[Op]:
-    path = root_path(spec, options.bundle).encode()
+    path = on_host(root_path(spec, options.bundle))
     if attached:
         from pyoci.plan.root_mount import open_root
 
@@ -293,12 +294,12 @@ def _place_root(spec: Spec, options: PlanOptions, own_mounts: bool, attached: bo
     if not own_mounts:
         from pyoci.plan.root_mount import place_root
 
-        return place_root(spec, root_path(spec, options.bundle).encode()) if attached else []
+        return place_root(spec, on_host(root_path(spec, options.bundle))) if attached else []
     asked = spec.linux.rootfs_propagation
     slave = asked in ("", "slave", "rslave")
     on_top = _attach_root(b"/")
     if _has_create_hooks(spec) and not options.no_pivot:
-        place = _attach_root(root_path(spec, options.bundle).encode(), tolerate=(EACCES,), otherwise=[on_top])
+        place = _attach_root(on_host(root_path(spec, options.bundle)), tolerate=(EACCES,), otherwise=[on_top])
     else:
         place = on_top
     return [
@@ -339,7 +340,7 @@ def _sysctl(spec: Spec) -> list[Op]:
     resolve = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_XDEV
     for key, value in spec.linux.sysctl.items():
         path = f"sys/{sysctl_path(key)}".encode()
-        origin = "/linux/sysctl/" + key.replace("~", "~0").replace("/", "~1")
+        origin = f"/linux/sysctl/{escape(key)}"
         data = value.encode()
         ops.append(openat2("proc", path, k.O_WRONLY | k.O_CLOEXEC, resolve, origin, "file"))
         ops += [Op("write", (Ref("file"), data, len(data)), origin), close("file", origin)]

@@ -44,6 +44,11 @@ def openat2(  # noqa: PLR0913 - the call has this many
     return Op("openat2", (Ref(root), path, how, 24), origin, result, "init", tolerate, otherwise, then, hint)
 
 
+def on_host(path: str) -> bytes:
+    """A path on the host as the kernel takes it; the command line's may be no text, and is given back as it was."""
+    return path.encode("utf-8", "surrogateescape")
+
+
 def relative(path: str) -> bytes:
     """A container path as openat2 wants it under a root descriptor: no leading slash, "." for the root itself."""
     return path.strip("/").encode() or b"."

@@ -13,7 +13,7 @@ from pyoci.plan.container import ContainerPlan, root_path
 from pyoci.plan.entry import default_signals
 from pyoci.plan.mounts import ATTR_SIZE, source_path
 from pyoci.plan.ops import Op, Ref, Struct, Vector
-from pyoci.plan.paths import HANDLE, close, place
+from pyoci.plan.paths import HANDLE, close, on_host, place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     ops.append(Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, slave, ATTR_SIZE), RESTORE))
     ops += _root(spec, host, options, top)
     # CRIU mounts things below its working directory, so that has to be one of its mount namespace
-    ops.append(Op("openat", (k.AT_FDCWD, work.encode(), HANDLE | k.O_DIRECTORY), RESTORE, "work"))
+    ops.append(Op("openat", (k.AT_FDCWD, on_host(work), HANDLE | k.O_DIRECTORY), RESTORE, "work"))
     ops.append(Op("fchdir", (Ref("work"),), RESTORE))
     ops.append(close("work", RESTORE))
     argv = [program.encode(), b"swrk", str(FDS["rpc"]).encode()]
@@ -71,13 +71,13 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
 
 def _root(spec: Spec, host: Host, options: PlanOptions, top: str) -> list[Op]:
     """The root where CRIU wants it, with a place for each mount: the images may be from another machine."""
-    path = root_path(spec, options.bundle).encode()
+    path = on_host(root_path(spec, options.bundle))
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE
     ops = [
         Op("open_tree", (k.AT_FDCWD, path, flags), "/root/path", "tree"),
-        Op("move_mount", (Ref("tree"), b"", k.AT_FDCWD, top.encode(), k.MOVE_MOUNT_F_EMPTY_PATH), "/root/path"),
+        Op("move_mount", (Ref("tree"), b"", k.AT_FDCWD, on_host(top), k.MOVE_MOUNT_F_EMPTY_PATH), "/root/path"),
         close("tree", "/root/path"),
-        Op("openat", (k.AT_FDCWD, top.encode(), HANDLE | k.O_DIRECTORY), "/root/path", "rootfs"),
+        Op("openat", (k.AT_FDCWD, on_host(top), HANDLE | k.O_DIRECTORY), "/root/path", "rootfs"),
     ]
     mounted: list[str] = []
     for index, mount in enumerate(spec.mounts):
