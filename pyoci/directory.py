@@ -195,7 +195,7 @@ class Directory:
             try:
                 posix.unlink(temporary, dir_fd=self.fd)
             except OSError:
-                pass
+                pass  # it could not be made, which is what is reported
             raise PyociError(f"container {self.id!r}: write {self.path}/{name}: {_words(error)}") from None
 
     def read(self, name: str) -> bytes:

@@ -202,13 +202,13 @@ def probe_security_modules(host: Host) -> None:
         if read("/sys/module/apparmor/parameters/enabled").startswith(b"Y"):
             found.append("apparmor")
     except OSError:
-        pass
+        pass  # the kernel was built without it
     try:
         # the file that libselinux asks for as well: selinuxfs is there when, and only when, SELinux is
         posix.stat("/sys/fs/selinux/enforce")
         found.append("selinux")
     except OSError:
-        pass
+        pass  # as above, or it is switched off
     host.security_modules = tuple(found)
 
 

@@ -27,7 +27,6 @@ DESCRIPTOR = 4  # kind of the message that carries the terminal's master
 # our own descriptors are moved out of the way of those that init is given
 HIGH = 1
 
-
 _template = b""
 
 
@@ -238,7 +237,7 @@ class Session:
                     posix.kill(pid, 9)
                     posix.waitpid(pid, 0)
                 except OSError:
-                    pass
+                    pass  # it is not there any more, or was never ours to wait for
         self.stage = self.pid = 0
 
 

@@ -89,7 +89,7 @@ def library_file() -> bytes:
                 if len(fields) > 5 and b"/libseccomp.so" in fields[5]:
                     return fields[5]
     except OSError:
-        pass
+        pass  # then the filter is not cached
     return b""
 
 

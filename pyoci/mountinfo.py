@@ -31,9 +31,9 @@ def rows(pid: int | str = "self") -> dict[int, Row]:
     return {row.id: row for row in map(Row, text.splitlines())}
 
 
-def mount_of(fd: int) -> int:
-    """The number of the mount that an open file is on."""
-    for line in read(f"/proc/self/fdinfo/{fd}").splitlines():
+def mount_of(fd: int, pid: int | str = "self") -> int:
+    """The number of the mount that an open file of a process is on.  OSError if there is no such file or process."""
+    for line in read(f"/proc/{pid}/fdinfo/{fd}").splitlines():
         if line.startswith(b"mnt_id:"):
             return int(line[7:])
-    raise PyociError(f"/proc/self/fdinfo/{fd} does not tell the mount")
+    raise PyociError(f"/proc/{pid}/fdinfo/{fd} does not tell the mount")

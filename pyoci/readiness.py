@@ -166,7 +166,7 @@ class Proxy:
         try:
             posix.unlink(SOCKET, dir_fd=self.directory)
         except OSError:
-            pass
+            pass  # nobody has made it yet, or the container has been deleted meanwhile
 
     def close(self) -> None:
         """Nobody listens any more, and the program can see it."""

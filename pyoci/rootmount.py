@@ -97,5 +97,5 @@ def elsewhere(namespace: str) -> str:
                 if posix.readlink(f"/proc/{name}/ns/mnt") == namespace:
                     return name
             except OSError:
-                pass
+                pass  # it has ended, or is not ours to look at
     return ""

@@ -190,8 +190,8 @@ def _write(directory: int, name: str, text: bytes, program: bytes) -> None:
             rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
             return
     except OSError:
-        pass
+        pass  # no room, or no right: the next one compiles again
     try:
         unlink(temporary, dir_fd=directory)
     except OSError:
-        pass
+        pass  # it could not be made either

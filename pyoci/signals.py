@@ -128,7 +128,7 @@ def catch(numbers: Iterable[int], handler: Callable[[int, object], None]) -> lis
             if _signal.getsignal(number) != _signal.SIG_IGN:
                 before.append((number, _signal.signal(number, handler)))
         except (OSError, ValueError):
-            pass
+            pass  # SIGKILL, SIGSTOP, and the C library's own
     return before
 
 

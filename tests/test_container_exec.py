@@ -279,6 +279,24 @@ def test_console_socket_for_exec(running: Box, listener: socket.socket) -> None:
     os.close(master)
 
 
+def test_the_console_socket_is_closed_once_it_has_the_terminal(running: Box, listener: socket.socket) -> None:
+    """Not when the process ends: whoever reads to the end of the connection would wait for that."""
+    words = ["--tty", "--console-socket", str(running.folder / "console.sock")]
+    command = running.command("exec", *words, running.id, "sleep", "100")
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as call:
+        try:
+            connection, _ = listener.accept()
+            listener.close()
+            with connection:
+                connection.settimeout(LIMIT)
+                _, (master,), _, _ = socket.recv_fds(connection, 4096, 1)
+                os.close(master)
+                assert connection.recv(1) == b""
+            assert call.poll() is None
+        finally:
+            call.terminate()
+
+
 def test_terminal_needs_somebody(box: Box) -> None:
     box.process["terminal"] = True
     assert "--console-socket" in box.refused(command="create")

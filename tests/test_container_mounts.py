@@ -292,6 +292,16 @@ def test_cgroup_mount(box: Box) -> None:
         assert "Read-only file system" in box.run(f"mkdir /sys/fs/cgroup/{place}x 2>&1 || exit 0")
 
 
+@pytest.mark.parametrize(("source", "place"), [("file", "/tmp"), ("directory", "/bin/busybox")])
+def test_a_file_and_a_directory_do_not_go_onto_each_other(box: Box, source: str, place: str) -> None:
+    """The kernel says "invalid argument"; engines tell their users more if they find "not a directory"."""
+    (box.folder / "file").write_text("x")
+    (box.folder / "directory").mkdir()
+    box.mount(place, "bind", str(box.folder / source), "bind")
+    error = box.refused()
+    assert f"/mounts/{len(box.config['mounts']) - 1}: move_mount(" in error and "not a directory" in error, error
+
+
 def test_writable_cgroup_mount_in_a_cgroup_namespace(box: Box) -> None:
     if not (CGROUPS / "pids/cgroup.procs").exists():
         pytest.skip("no v1 controller 'pids'")

@@ -83,7 +83,7 @@ def make(path: bytes, cpuset: bool = False, origin: str = "", filters: bool = Fa
                 try:
                     posix.rmdir(directory)
                 except OSError:
-                    pass
+                    pass  # another container's by now: who leaves it last removes it
             if not isinstance(error, OSError):
                 raise
             if error.errno != ENOENT:

@@ -97,7 +97,7 @@ class Unit:
             try:
                 bus.call("ResetFailedUnit", "s", (name,))
             except BusError:
-                pass
+                pass  # it has not failed, or is gone by now: the next try tells
             sleep(0.05)
         if result != "done":
             raise PyociError(

@@ -33,6 +33,8 @@ NEEDS = {
 }
 DEVICES = "/linux/resources/devices"
 MAPS = {"/linux/uidMappings": "CAP_SETUID", "/linux/gidMappings": "CAP_SETGID"}
+# move_mount(2) says "invalid argument" where mount(2) says "not a directory", which engines have an explanation for.
+UNLIKE = "the source or its place may be not a directory: a directory goes on a directory only, and a file on a file"
 OPEN_FILES = "the limit of open files is too low for this container: raise it (ulimit -n)"
 
 
@@ -45,6 +47,8 @@ def advise(op: Op, number: int, root: str = "") -> str:
             "the root directory that pyoci runs in is no mount point, as in a chroot: bind it on itself before"
             " (mount --bind DIR DIR)"
         )
+    if number == EINVAL and op.call == "move_mount" and op.origin.startswith("/mounts/"):
+        return UNLIKE
     if number == ENOENT and op.call == "openat" and op.args[1] == b"/dev/null":
         return "the host has none: mknod -m 666 /dev/null c 1 3"
     if number == EPERM:

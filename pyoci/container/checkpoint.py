@@ -8,6 +8,7 @@ import select
 
 from pyoci.criu import external, rpc, service
 from pyoci.errors import PyociError, WrongState
+from pyoci.hooks import RESET
 from pyoci.kernel.flags import CLONE_NEWNET
 from pyoci.spec.load import load
 from pyoci.state import Store, open_init, status
@@ -225,9 +226,9 @@ def _spawn(program: str, criu: service.Service, status_fd: int) -> int:
                 if descriptor not in wanted and posix.get_inheritable(descriptor):
                     actions.append((posix.POSIX_SPAWN_CLOSE, descriptor))
             except OSError:
-                pass
+                pass  # the descriptor that listed the directory
         words = [b"criu", b"swrk", b"%d" % RPC]
-        return posix.posix_spawn(program, words, ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=SIGNALS)
+        return posix.posix_spawn(program, words, ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=RESET)
     except OSError as error:
         raise PyociError(f"{program}: {error.strerror}") from None
     finally:
@@ -236,7 +237,6 @@ def _spawn(program: str, criu: service.Service, status_fd: int) -> int:
             posix.close(fd)
 
 
-SIGNALS = (*range(1, 9), *range(10, 19), *range(20, 32), *range(34, 65))
 ENVIRONMENT = {b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 

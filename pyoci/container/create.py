@@ -11,7 +11,7 @@ from pyoci.errors import HookError, PyociError
 from pyoci.host import probe, probe_sources, source_type
 from pyoci.kernel.seccomp import notifies
 from pyoci.kernel.syscalls import numbers
-from pyoci.launch import Died, Failure, Session, run_ops, template
+from pyoci.launch import Session, run_ops, template
 from pyoci.options import absolute, read_document
 from pyoci.plan.container import ContainerPlan, PlanOptions, plan_container, root_path
 from pyoci.program import assemble, leading
@@ -71,19 +71,11 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
     data = read_config(bundle, options.config)
     spec = load(data)
     check_terminal(spec, options, console)
-    host = probe()
-    if options.cgroup_manager == "systemd":
-        from pyoci.host import probe_systemd
-
-        probe_systemd(host, options.rootless)
-    probe_sources(host, spec, bundle)
+    host = look(spec, options, bundle)
     if options.no_pivot:
         from pyoci.host import probe_kernel_views
 
         probe_kernel_views(host)
-    root = root_path(spec, bundle)
-    if source_type(root) != "dir":
-        raise PyociError(f"/root/path: invalid rootfs: stat {root}: no such file or directory, or not a directory")
     check_mount_namespace(spec)
     listen_fds, listen_names = 0, ""
     if b"LISTEN_FDS" in posix.environ:
@@ -121,6 +113,26 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
 
             check(spec.linux.seccomp, bundle, plan.ops, assets["seccomp"], host.arch, plan.fds)
     return Blueprint(spec, data, host, plan_options, plan, bundle, assets)
+
+
+def look(spec: Spec, options: CreateOptions, bundle: str) -> Host:
+    """The host, and what of it `spec` is about; PyociError where the container's root is not there."""
+    host = probe()
+    if options.cgroup_manager == "systemd":
+        from pyoci.host import probe_systemd
+
+        probe_systemd(host, options.rootless)
+    probe_sources(host, spec, bundle)
+    check_directory("/root/path: invalid rootfs", root_path(spec, bundle))
+    return host
+
+
+def check_directory(what: str, path: str) -> None:
+    """PyociError, beginning with `what`, unless there is a directory at `path`."""
+    kind = source_type(path)
+    if kind != "dir":
+        reason = "not a directory" if kind == "file" else "no such file or directory"
+        raise PyociError(f"{what}: stat {path}: {reason}")
 
 
 def check_terminal(spec: Spec, options: CreateOptions, console: str | None) -> None:
@@ -238,7 +250,10 @@ class Creation:
         try:
             return self._build()
         except BaseException as error:
-            problem = self._explain(error)
+            from pyoci.container.failure import explained
+
+            paths = self.state.cgroup_paths
+            problem = explained(error, paths, paths.get("", ""), self.state.rootfs)
             self.undo(error)
             if problem is error:
                 raise
@@ -251,21 +266,14 @@ class Creation:
             from pyoci.pidfd import Receiver
 
             self.performer.receiver = Receiver(options.pidfd_socket)
-        # Killed at any moment from here on, what we are about to make must be known: before it is made, as intended.
-        intended = missing(self.state.cgroup_paths)
-        if self.state.unit:
-            # the slices above are systemd's
-            intended = [path for path in intended if path in self.state.cgroup_paths.values()]
-        self.state.cgroup_created = intended
         asked = blueprint.spec.linux.intel_rdt
         if asked is not None:
             from pyoci.plan.intel_rdt import Groups
-            from pyoci.resctrl import intended as intended_groups
+            from pyoci.resctrl import intended
 
             groups = Groups(asked, blueprint.host.resctrl, self.state.id)
-            self.state.resctrl = intended_groups(groups.control, groups.monitor, groups.own)
-        store.save(self.state)
-        self.state.cgroup_created = []
+            self.state.resctrl = intended(groups.control, groups.monitor, groups.own)
+        self.announce()
         if blueprint.plan_options.notify:
             from pyoci.readiness import Proxy, make
 
@@ -323,6 +331,17 @@ class Creation:
             self.performer.net_devices.close()
         return session
 
+    def announce(self) -> None:
+        """Save the state with the cgroups that are about to be made: killed at any moment from here on, they must be
+        known."""
+        state = self.state
+        state.cgroup_created = missing(state.cgroup_paths)
+        if state.unit:
+            # the slices above are systemd's
+            state.cgroup_created = [path for path in state.cgroup_created if path in state.cgroup_paths.values()]
+        self.store.save(state)
+        state.cgroup_created = []
+
     def _session(self, program: Program) -> Session:
         seccomp = self.blueprint.spec.linux.seccomp
         if "seccomp" not in self.blueprint.assets or seccomp is None or not notifies(seccomp):
@@ -334,17 +353,6 @@ class Creation:
     def _before(self, op: Op) -> None:
         assert self.session is not None
         self.performer(op, self.session)
-
-    def _explain(self, error: BaseException) -> BaseException:
-        if isinstance(error, Failure):
-            from pyoci.container.failure import explain
-
-            return explain(error, self.state.cgroup_paths.get("", ""), self.state.rootfs)
-        if isinstance(error, Died):
-            from pyoci.container.failure import died
-
-            return died(str(error), self.state.cgroup_paths)
-        return error
 
     def undo(self, error: BaseException) -> None:
         """Leave nothing behind; whatever goes wrong here never replaces the first error."""
@@ -367,7 +375,7 @@ class Creation:
             try:
                 posix.unlink(self.performer.pid_file)
             except OSError:
-                pass
+                pass  # it was not written yet, or somebody else has removed it
 
 
 def create(options: CreateOptions) -> None:

@@ -9,7 +9,7 @@ from pyoci.container.perform import write_pid_file
 from pyoci.errors import NotFound, PyociError, WrongState
 from pyoci.host import lacks_home, probe
 from pyoci.kernel.syscalls import numbers
-from pyoci.launch import Died, Failure, Session, perform_write, template
+from pyoci.launch import Failure, Session, perform_write, template
 from pyoci.options import absolute, read_document
 from pyoci.plan.join import Target, descriptors, plan_exec, plan_hook
 from pyoci.program import assemble
@@ -233,17 +233,11 @@ def _enter(  # noqa: PLR0913 - what exec has found out
             session.play()
         except BaseException as error:
             session.abandon()
-            if isinstance(error, Failure):
-                if paths is None and error.errno in ELSEWHERE and _for_cgroup(error.op):
-                    raise Elsewhere(str(error)) from None
-                from pyoci.container.failure import explain
+            if isinstance(error, Failure) and paths is None and error.errno in ELSEWHERE and _for_cgroup(error.op):
+                raise Elsewhere(str(error)) from None
+            from pyoci.container.failure import explained
 
-                raise explain(error, root=f"/proc/{state.pid}/root") from None
-            if isinstance(error, Died):
-                from pyoci.container.failure import died
-
-                raise died(str(error), state.cgroup_paths) from None
-            raise
+            raise explained(error, state.cgroup_paths, root=f"/proc/{state.pid}/root") from None
         return session
 
     try:
@@ -252,6 +246,10 @@ def _enter(  # noqa: PLR0913 - what exec has found out
         from pyoci.cgroup.choice import of_init
 
         session = attempt(of_init(state.cgroup_paths, state.pid))
+    finally:
+        if console is not None:
+            # an engine that waits for the end of the connection must not wait for that of the process
+            posix.close(given[console])
     if options.detach:
         return 0
     from pyoci.console import attend
@@ -343,11 +341,9 @@ def hook_spawner(kind: str, state: State, host: Host, root: str = "", spec: Spec
             session.play()
         except BaseException as error:
             session.abandon()
-            if isinstance(error, Failure):
-                from pyoci.container.failure import explain
+            from pyoci.container.failure import explained
 
-                raise explain(error) from None
-            raise
+            raise explained(error) from None
         finally:
             posix.close(pidfd)
         return session.pid

@@ -11,9 +11,25 @@ from pyoci.plan.render import call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyoci.launch import Failure
 
 ARGS = "/process/args"
+LEVELS = ("e ", "w ", "i ")  # what the kernel puts before each message of a file system context
+
+
+def explained(
+    error: BaseException, cgroup_paths: Mapping[str, str] | None = None, cgroup: str = "", root: str = ""
+) -> BaseException:
+    """What is to be said for an exception of a session: what `explain` or `died` makes of it, or itself."""
+    from pyoci.launch import Died, Failure
+
+    if isinstance(error, Failure):
+        return explain(error, cgroup, root)
+    if isinstance(error, Died) and cgroup_paths is not None:
+        return died(str(error), cgroup_paths)
+    return error
 
 
 def explain(failure: Failure, cgroup: str = "", root: str = "") -> PyociError:
@@ -44,10 +60,11 @@ def explain(failure: Failure, cgroup: str = "", root: str = "") -> PyociError:
         from pyoci.cgroup.perform import why
 
         hint = why("clone3", cgroup.encode(), failure.errno) or hint
-    return CallError(op.origin, call(op, False), failure.errno, said, failure.detail, hint)
+    detail = failure.detail[2:] if failure.detail.startswith(LEVELS) else failure.detail
+    return CallError(op.origin, call(op, False), failure.errno, said, detail, hint)
 
 
-def died(message: str, cgroup_paths: dict[str, str], kills_before: int = 0) -> PyociError:
+def died(message: str, cgroup_paths: Mapping[str, str]) -> PyociError:
     """Why init is gone without a word: the memory limit, if its cgroup counts a kill, or somebody's signal."""
     from pyoci.cgroup.live import oom_kills
 
@@ -55,7 +72,7 @@ def died(message: str, cgroup_paths: dict[str, str], kills_before: int = 0) -> P
         kills = oom_kills(cgroup_paths)
     except OSError:
         kills = 0
-    if kills > kills_before:
+    if kills:
         return PyociError(
             f"/linux/resources/memory/limit: {message}: the kernel killed it because the container's memory limit is"
             " too low to start in; raise the limit"

@@ -15,6 +15,7 @@ from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Died, Failure, Session, run_ops, template
 from pyoci.mountinfo import mount_of, rows
 from pyoci.plan import mounting
+from pyoci.plan.paths import parts
 from pyoci.program import assemble, leading
 from pyoci.state import Store, open_init, status
 
@@ -155,7 +156,9 @@ class _Adding:
             self.session.abandon()
         except BaseException as error:
             self._undo()
-            raise _explained(error, container.state) from None
+            from pyoci.container.failure import explained
+
+            raise explained(error, container.state.cgroup_paths) from None
         finally:
             for name, fd in self.given.items():
                 if name != "container":
@@ -236,7 +239,9 @@ def remove(root: str, container_id: str, data: bytes, source: str) -> None:
             session.spawn(container.host.kernel, plan.fds, {"container": container.pidfd})
             session.play()
         except (Failure, Died) as error:
-            raise _explained(error, container.state) from None
+            from pyoci.container.failure import explained
+
+            raise explained(error, container.state.cgroup_paths) from None
         finally:
             session.abandon()
     finally:
@@ -253,8 +258,8 @@ def _chosen(container: Container, wanted: list[Any], source: str) -> list[tuple[
         if not isinstance(destination, str):
             problems.append(Problem(f"/mounts/{index}/destination", "is required", "config.md#mounts"))
             continue
-        place = _normal(destination)
-        match = next((one for one in reversed(left) if _normal(one["destination"]) == place), None)
+        place = parts(destination)
+        match = next((one for one in reversed(left) if parts(one["destination"]) == place), None)
         if match is None:
             message = f"{destination[:300]}: nothing that `mounts add` has mounted is there"
             problems.append(Problem(f"/mounts/{index}/destination", message))
@@ -264,10 +269,6 @@ def _chosen(container: Container, wanted: list[Any], source: str) -> list[tuple[
     if problems:
         raise ConfigError(problems, source)
     return found
-
-
-def _normal(path: str) -> str:
-    return "/".join([part for part in path.split("/") if part not in ("", ".")])
 
 
 def _forget(container: Container, ids: list[int]) -> None:
@@ -291,15 +292,3 @@ def _user_namespace(container: Container) -> int:
 
 def _session(host: Host, ops: list[Op], fds: dict[str, int], perform: Any) -> Session:
     return Session(assemble(ops, template(), host.arch, numbers(host.arch), fds, {}), perform)
-
-
-def _explained(error: BaseException, state: State) -> BaseException:
-    if isinstance(error, Failure):
-        from pyoci.container.failure import explain
-
-        return explain(error)
-    if isinstance(error, Died):
-        from pyoci.container.failure import died
-
-        return died(str(error), state.cgroup_paths)
-    return error

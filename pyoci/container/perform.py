@@ -207,7 +207,7 @@ def write_pid_file(path: str, pid: int) -> None:
         try:
             posix.unlink(temporary)
         except OSError:
-            pass
+            pass  # it could not be made, which is what is reported
         raise PyociError(f"--pid-file {path}: {words(error.errno or 0)}") from None
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import posix
 
 from pyoci.container.checkpoint import DESCRIPTORS, NETWORK, PIDS, check, common
-from pyoci.container.create import Blueprint, Creation, check_terminal, missing, read_config
+from pyoci.container.create import Blueprint, Creation, check_directory, check_terminal, look, read_config
 from pyoci.container.perform import run_container_hooks, write_pid_file
 from pyoci.criu import external, rpc, service
 from pyoci.errors import PyociError
-from pyoci.host import probe, probe_sources, source_type
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Session, run_ops, template
 from pyoci.options import absolute, read_document
-from pyoci.plan.container import PlanOptions, root_path
+from pyoci.plan.container import PlanOptions
 from pyoci.plan.namespaces import Namespaces
 from pyoci.plan.restoring import FDS, plan_restore
 from pyoci.program import assemble, leading
@@ -52,17 +51,8 @@ def draw(options: CreateOptions, images: CheckpointOptions, program: str) -> Blu
     spec = load(data)
     check(spec)
     check_terminal(spec, options, "console" if options.console_socket else None if options.detach else "control")
-    host = probe()
-    if options.cgroup_manager == "systemd":
-        from pyoci.host import probe_systemd
-
-        probe_systemd(host, options.rootless)
-    probe_sources(host, spec, bundle)
-    root = root_path(spec, bundle)
-    if source_type(root) != "dir":
-        raise PyociError(f"/root/path: invalid rootfs: stat {root}: no such file or directory, or not a directory")
-    if source_type(images.image_path) != "dir":
-        raise PyociError(f"--image-path: stat {images.image_path}: no such file or directory, or not a directory")
+    host = look(spec, options, bundle)
+    check_directory("--image-path", images.image_path)
     if not posix.access(f"{images.image_path}/inventory.img", posix.F_OK):
         raise PyociError(f"--image-path: there is no checkpoint in {images.image_path}: it has no inventory.img")
     plan_options = PlanOptions(
@@ -89,14 +79,9 @@ class Restoration(Creation):
         super().__init__(options, blueprint, False)
 
     def _build(self) -> Session:
-        blueprint, store, state = self.blueprint, self.store, self.state
+        blueprint, store = self.blueprint, self.store
         plan = blueprint.plan
-        # Killed at any moment from here on, what we are about to make must be known: before it is made, as intended.
-        state.cgroup_created = missing(state.cgroup_paths)
-        if state.unit:
-            state.cgroup_created = [path for path in state.cgroup_created if path in state.cgroup_paths.values()]
-        store.save(state)
-        state.cgroup_created = []
+        self.announce()
         store.write("config.json", blueprint.data)
         posix.mkdir(TOP, 0o700, dir_fd=store.fd)
         ops = plan.ops
@@ -152,7 +137,7 @@ class Restoration(Creation):
         try:
             posix.rmdir(TOP, dir_fd=self.store.fd)
         except OSError:
-            pass
+            pass  # delete removes it with the rest
         self._restored()
 
     def _namespace(self, kind: str, index: int, path: str) -> int:
@@ -249,14 +234,9 @@ class Restoration(Creation):
         result = attend(self.state.pid, pidfd, self.master if self.master >= 0 else None)
         posix.close(pidfd)
         if not self.options.keep:
-            from pyoci.container.teardown import dismantle
-            from pyoci.errors import NotFound
+            from pyoci.container.run import forget
 
-            try:
-                self.store.lock()
-                dismantle(self.store, self.store.load())
-            except NotFound:
-                pass  # somebody has deleted it meanwhile
+            forget(self.store)
         return result
 
 

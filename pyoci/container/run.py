@@ -10,7 +10,7 @@ from pyoci.errors import PyociError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.options import CreateOptions
-
+    from pyoci.state import Store
 
 KILLED = 128 + 9
 
@@ -68,12 +68,17 @@ def run(options: CreateOptions) -> int:
     if result == KILLED:
         _say_memory(state.cgroup_paths)
     if not options.keep:
-        from pyoci.container.teardown import dismantle
-        from pyoci.errors import NotFound
-
-        try:
-            store.lock()
-            dismantle(store, store.load())
-        except NotFound:
-            pass  # somebody has deleted it meanwhile
+        forget(store)
     return result
+
+
+def forget(store: Store) -> None:
+    """Delete a container that has ended before our eyes."""
+    from pyoci.container.teardown import dismantle
+    from pyoci.errors import NotFound
+
+    try:
+        store.lock()
+        dismantle(store, store.load())
+    except NotFound:
+        pass  # somebody has deleted it meanwhile

@@ -53,13 +53,14 @@ def start(root: str, container_id: str) -> None:
             proxy = Proxy.of(store)
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         try:
-            # Connecting is the signal: init has been waiting in accept.
-            connection.connect(f"/proc/self/fd/{store.fd}/{SOCKET}")
+            try:
+                # Connecting is the signal: init has been waiting in accept.
+                connection.connect(f"/proc/self/fd/{store.fd}/{SOCKET}")
+            except OSError as error:
+                if error.errno not in (ECONNREFUSED, ENOENT):
+                    raise
+                raise WrongState(f"container {container_id!r}: {REFUSED['stopped']}") from None
             _attend(connection, store, state)
-        except OSError as error:
-            if error.errno not in (ECONNREFUSED, ENOENT):
-                raise
-            raise WrongState(f"container {container_id!r}: {REFUSED['stopped']}") from None
         finally:
             connection.close()
         try:

@@ -10,6 +10,7 @@ import posix
 from stat import S_ISCHR
 
 from pyoci.mountinfo import mount_of, rows
+from pyoci.plan.paths import parts
 from pyoci.tree import find
 
 TYPE_CHECKING = False
@@ -24,7 +25,7 @@ TTYS = (4, 5, *range(136, 144))  # majors of terminals (Documentation/admin-guid
 
 def clean(path: str) -> str:
     """A destination of config.json, as one name for one place."""
-    return "/" + "/".join([part for part in path.split("/") if part not in ("", ".")])
+    return "/" + "/".join(parts(path))
 
 
 def is_bind(mount: Mount) -> bool:
@@ -118,7 +119,7 @@ def stdio(pid: int) -> tuple[list[str], list[str]]:
         try:
             link = posix.readlink(f"/proc/{pid}/fd/{number}")
             status = posix.stat(f"/proc/{pid}/fd/{number}")
-            mount = _descriptor_mount(pid, number)
+            mount = mount_of(number, pid)
         except OSError:
             kept.append("")
             continue
@@ -135,11 +136,3 @@ def stdio(pid: int) -> tuple[list[str], list[str]]:
         kept.append(key)
         external.append(key)
     return kept, list(dict.fromkeys(external))
-
-
-def _descriptor_mount(pid: int, number: int) -> int:
-    with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    return -1

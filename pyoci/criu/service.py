@@ -64,9 +64,9 @@ class Service:
         self.path = path
         self.output = posix.memfd_create("criu", posix.MFD_CLOEXEC)
         try:
-            posix.unlink(log, dir_fd=work)  # what is found in it later is of today
+            posix.unlink(log, dir_fd=work)
         except OSError:
-            pass
+            pass  # there is none; it is removed so that what is found in it later is of today
 
     def ask(self, kind: int, options: list[tuple[str, rpc.Value]], notified: Notified) -> dict[str, int | bytes]:
         """One request and its answer; PyociError with CRIU's reason when it fails.

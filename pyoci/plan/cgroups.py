@@ -23,6 +23,7 @@ from pyoci.plan.cgroup_entry import PATH_CLAUSE, join_ops, open_cgroup
 from pyoci.plan.cgroup_limits import RESOURCES, Limits, write_limits
 from pyoci.plan.device_rules import Hole, Policy, v1_lines
 from pyoci.plan.ops import RUNTIME, Blob, Op, Ref, Struct
+from pyoci.plan.paths import parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,13 +129,13 @@ def _checked(written: str, id: str) -> str:
     slice:prefix:name is a name like any other: containerd writes it for every pod whose parent ends in .slice, whether
     or not it then asks for --systemd-cgroup, and runc takes it.
     """
-    parts = [part for part in written.split("/") if part not in ("", ".")]
-    if ".." in parts or "\0" in written or "\n" in written:
+    names = parts(written)
+    if ".." in names or "\0" in written or "\n" in written:
         raise ConfigError([Problem(PATH, f"{written!r} must not have '..', NUL or a line break in it", PATH_CLAUSE)])
-    if written and not parts:
+    if written and not names:
         message = f"{written!r} is the top of the hierarchy, which no container may be"
         raise ConfigError([Problem(PATH, message, PATH_CLAUSE)])
-    return "/".join(parts) or id
+    return "/".join(names) or id
 
 
 def _refuse_limits(resources: Resources | None) -> None:
