@@ -49,8 +49,8 @@ needed = [
 
 
 def until(condition: Callable[[], Any], what: str = "") -> Any:
-    """The first true value of `condition`; it must come within some seconds."""
-    end = time.monotonic() + 10
+    """The first true value of `condition`; it must come in the time that a command may take on a busy machine."""
+    end = time.monotonic() + LIMIT
     while not (found := condition()):
         assert time.monotonic() < end, f"never: {what or condition}"
         time.sleep(0.003)

@@ -101,8 +101,8 @@ class Group:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait, but not for long."""
-    end = time.monotonic() + 10
+    """Wait, but not for ever."""
+    end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.002)

@@ -62,7 +62,7 @@ class Caller:
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
-    def expect(self, pattern: str, seconds: float = 10) -> str:
+    def expect(self, pattern: str, seconds: float = 30) -> str:
         until = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen.decode(errors="replace"))):
             assert select.select([self.master], [], [], until - time.monotonic())[0], f"no {pattern!r} in {self.seen!r}"

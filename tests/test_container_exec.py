@@ -154,7 +154,7 @@ class Terminal:
         self.seen = b""
 
     def expect(self, text: bytes) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + LIMIT
         while text not in self.seen:
             assert time.monotonic() < end, self.seen
             if select.select([self.master], [], [], 0.5)[0]:
@@ -171,7 +171,7 @@ class Terminal:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def close(self) -> int:
-        end = time.monotonic() + 10
+        end = time.monotonic() + LIMIT
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -241,7 +241,7 @@ def listener(box: Box) -> socket.socket:  # noqa: F811
 
 def read_until(master: int, text: bytes) -> bytes:
     seen = b""
-    end = time.monotonic() + 10
+    end = time.monotonic() + LIMIT
     while text not in seen:
         assert time.monotonic() < end, seen
         if select.select([master], [], [], 0.5)[0]:

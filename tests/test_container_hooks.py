@@ -212,7 +212,7 @@ def test_time_limit(box: Box, kind: str) -> None:
     box.config["hooks"] = {kind: [{"path": BUSYBOX, "args": ["sleep", "60"], "timeout": 1}]}
     before = time.monotonic()
     assert "timeout" in box.refused("sleep 100")
-    assert time.monotonic() - before < 4
+    assert time.monotonic() - before < 30
 
 
 def test_hook_that_is_not_there(box: Box) -> None:

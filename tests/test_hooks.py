@@ -125,16 +125,16 @@ def test_tolerated_failures_are_warnings(tmp_path: Path, capfd: pytest.CaptureFi
 )
 def test_time_runs_out(script: str) -> None:
     began = time.monotonic()
-    with pytest.raises(HookError, match=r"ran out of time .* after 1\.\d+ s"):
+    with pytest.raises(HookError, match=r"ran out of time .* after [1-9]\d?\.\d+ s"):
         run_hooks("prestart", [shell(script, timeout=1)], STATE)
-    assert time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 50
 
 
 def test_what_a_late_hook_started_dies_with_it(tmp_path: Path) -> None:
     with pytest.raises(HookError):
         run_hooks("prestart", [shell(f"sleep 100 & echo $! >{tmp_path}/pid; wait", timeout=1)], STATE)
     pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
             with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
@@ -152,8 +152,8 @@ def test_a_timeout_that_is_not_reached() -> None:
 
 def test_a_daemon_does_not_hold_us_up(tmp_path: Path) -> None:
     began = time.monotonic()
-    run_hooks("prestart", [shell(f"sleep 3 & echo $! >{tmp_path}/pid")], STATE)
-    assert time.monotonic() - began < 2
+    run_hooks("prestart", [shell(f"sleep 100 & echo $! >{tmp_path}/pid")], STATE)
+    assert time.monotonic() - began < 50
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
@@ -203,11 +203,11 @@ args = ["sh", "-c", "echo $$ >{tmp_path}/pid; exec sleep 100"]
 run_hooks("prestart", [Hook({{"path": "/bin/sh", "args": args}})], b"")
 """
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL) as running:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
             time.sleep(0.01)
         running.send_signal(signal.SIGINT)
-        assert running.wait(10) != 0
+        assert running.wait(30) != 0
     assert not os.path.exists(f"/proc/{int((tmp_path / 'pid').read_text())}")
 
 

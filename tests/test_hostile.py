@@ -254,7 +254,7 @@ def test_links_in_the_image(bundle: Bundle, place: str, own_dev: bool, terminal:
         elif path.exists():
             shutil.rmtree(path)
         kind(bundle, path)
-        done = bundle.run("/bin/sh", "-c", "echo x >/dev/null; ls / >/dev/null; pwd >/work/where", timeout=10)
+        done = bundle.run("/bin/sh", "-c", "echo x >/dev/null; ls / >/dev/null; pwd >/work/where", timeout=30)
         bundle.untouched()
         assert "Traceback" not in done.stderr
         if place in ("proc", "sys"):
@@ -463,7 +463,7 @@ def test_snooper_reaches_nothing_of_exec(bundle: Bundle, user: int) -> None:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)

@@ -538,7 +538,7 @@ def test_foreign_entries_are_not_used(tmp_path: Path, how: str) -> None:
             os.mkfifo(path, 0o600)
     before = time.monotonic()
     assert cache.cached(str(tmp_path), seccomp, ARCH) == expected
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30
     assert (tmp_path / "elsewhere").exists() or how == "mode"
 
 

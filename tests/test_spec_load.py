@@ -358,9 +358,9 @@ def test_nothing_is_said_of_what_could_not_be_read() -> None:
 def test_a_million_mistakes_take_no_time() -> None:
     document = MINIMAL | {"process": {"cwd": "/", "args": ["x"], "env": ["x", 5] * 100_000}}
     data = text(document)
-    before = time.monotonic()
+    before = time.process_time()
     assert 1000 <= len(problems(data)) <= 2000
-    assert time.monotonic() - before < 5
+    assert time.process_time() - before < 5
 
 
 def test_process_json() -> None:
