@@ -256,6 +256,13 @@ class Parsed:
         value = self.values.get(name)
         return value if isinstance(value, str) else default
 
+    def path(self, name: str) -> str:
+        """A "text" flag that names a file or a directory, from the root; "" when not given."""
+        from pyoci.options import absolute
+
+        value = self.text(name)
+        return absolute(value) if value else ""
+
     def count(self, name: str) -> int:
         """A "count" flag, 0 when not given."""
         value = self.values.get(name)

@@ -268,18 +268,10 @@ def _make_directories(path: str) -> None:
         except FileExistsError:
             pass
         except OSError as error:
-            if error.errno == errno.EROFS and _exists(made):
+            if error.errno == errno.EROFS and posix.access(made, posix.F_OK):
                 continue
             hint = "use --root" if posix.geteuid() == 0 else "set XDG_RUNTIME_DIR to a directory of yours or use --root"
             raise PyociError(f"mkdir {made}: {_words(error)}; {hint}") from None
-
-
-def _exists(path: str) -> bool:
-    try:
-        posix.stat(path)
-    except OSError:
-        return False
-    return True
 
 
 def _check_owner(fd: int, path: str) -> None:

@@ -112,9 +112,9 @@ def namespaces(spec: Spec) -> Iterator[Finding]:
     """Types that the kernel has, and files of those to join."""
     for index, each in enumerate(spec.linux.namespaces):
         name = NAMESPACE_FILES.get(each.type, each.type)
-        if not _exists(f"/proc/self/ns/{name}"):
+        if not posix.access(f"/proc/self/ns/{name}", posix.F_OK):
             yield Finding("error", f"/linux/namespaces/{index}/type", f"the kernel has no {each.type} namespaces")
-        if each.path is not None and not _exists(each.path):
+        if each.path is not None and not posix.access(each.path, posix.F_OK):
             yield Finding("error", f"/linux/namespaces/{index}/path", f"{each.path} does not exist")
 
 
@@ -153,7 +153,7 @@ def security(spec: Spec, host: Host) -> Iterator[Finding]:
         if not libseccomp():
             yield Finding("error", "/linux/seccomp", "libseccomp is not installed")
         path = spec.linux.seccomp.listener_path
-        if notifies(spec.linux.seccomp) and path.startswith("/") and not _exists(path):
+        if notifies(spec.linux.seccomp) and path.startswith("/") and not posix.access(path, posix.F_OK):
             yield Finding("error", "/linux/seccomp/listenerPath", "no seccomp agent listens there")
 
 
@@ -171,11 +171,3 @@ def devices(spec: Spec) -> Iterator[Finding]:
             if_nametoindex(name)
         except OSError:
             yield Finding("error", f"/linux/netDevices/{escape(name)}", "there is no such network device")
-
-
-def _exists(path: str) -> bool:
-    try:
-        posix.stat(path)
-    except OSError:
-        return False
-    return True

@@ -23,7 +23,6 @@ INIT_ELF = __file__[: __file__.rindex("/")] + "/init/init.elf"
 TEXT = 0x1000
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 SIGNALS = (*range(1, 32), *range(34, 65))
-DESCRIPTOR = 4  # kind of the message that carries the terminal's master
 # our own descriptors are moved out of the way of those that init is given
 HIGH = 1
 

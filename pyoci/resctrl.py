@@ -144,16 +144,8 @@ def intended(control: str, monitor: str, own: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     for path, mine in ((control, own), (monitor, True)):
         if path:
-            found[path] = MADE if mine and not _exists(path) else JOINED
+            found[path] = MADE if mine and not posix.access(path, posix.F_OK) else JOINED
     return found
-
-
-def _exists(path: str) -> bool:
-    try:
-        posix.stat(path)
-    except OSError:
-        return False
-    return True
 
 
 def failed(groups: dict[str, str], made: list[str]) -> dict[str, str]:

@@ -18,8 +18,7 @@ def images(options: Parsed) -> CheckpointOptions:
     from pyoci.container.checkpoint import CheckpointOptions
     from pyoci.criu.rpc import CGROUP_MODES, NETWORK_LOCKS
 
-    work = options.text("work-path")
-    found = CheckpointOptions(absolute(options.text("image-path") or IMAGES), absolute(work) if work else "")
+    found = CheckpointOptions(absolute(options.text("image-path") or IMAGES), options.path("work-path"))
     for name in CheckpointOptions.__slots__:
         flag = name.replace("_", "-")
         if options.flag(flag):

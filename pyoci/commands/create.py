@@ -11,18 +11,13 @@ if TYPE_CHECKING:
 
 def create_options(settings: Globals, options: Parsed) -> CreateOptions:
     """The options that create and run share, and run's."""
-
-    def path(name: str) -> str:
-        value = options.text(name)
-        return absolute(value) if value else ""
-
     return CreateOptions(
         settings.root,
         options.args[0],
         absolute(options.text("bundle") or "."),
-        pid_file=path("pid-file"),
-        console_socket=path("console-socket"),
-        pidfd_socket=path("pidfd-socket"),
+        pid_file=options.path("pid-file"),
+        console_socket=options.path("console-socket"),
+        pidfd_socket=options.path("pidfd-socket"),
         no_pivot=options.flag("no-pivot"),
         no_new_keyring=options.flag("no-new-keyring"),
         preserve_fds=options.count("preserve-fds"),

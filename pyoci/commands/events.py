@@ -9,7 +9,7 @@ from time import monotonic
 from pyoci.cgroup.stats import stats
 from pyoci.errors import PyociError, UsageError, WrongState
 from pyoci.jsontext import dumps
-from pyoci.log import output, warning, write_all
+from pyoci.log import output, warning
 from pyoci.state import Store, open_init, status
 
 TYPE_CHECKING = False
@@ -105,16 +105,14 @@ def follow(state: State, init: int, interval: float) -> None:
                 return
             # What kills init is told before init is gone, so this look is not too early.
             if watched is not None and (init in ready or watched.fd in ready) and watched.happened():
-                write_all(1, _line(state, "oom").encode())
+                output(_line(state, "oom"))
             if init in ready:
                 return
             if watched is not None and watched.over and watched.fd in ready:
                 poll.unregister(watched.fd)
             if monotonic() >= due:
-                write_all(1, _line(state, "stats").encode())
+                output(_line(state, "stats"))
                 due = max(due + interval, monotonic())
-    except BrokenPipeError:
-        pass
     finally:
         if watched is not None:
             watched.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyoci.errors import PyociError
-from pyoci.options import ExecOptions, absolute, parse_id, parse_user
+from pyoci.options import ExecOptions, parse_id, parse_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,15 +21,11 @@ def exec_options(settings: Globals, options: Parsed) -> ExecOptions:
     user = options.text("user")
     uid, gid = parse_user(user) if user else (None, None)
 
-    def path(name: str) -> str:
-        value = options.text(name)
-        return absolute(value) if value else ""
-
     return ExecOptions(
         settings.root,
         id,
         args,
-        process_file=path("process"),
+        process_file=options.path("process"),
         tty=options.flag("tty"),
         env=options.many("env"),
         cwd=options.text("cwd"),
@@ -39,9 +35,9 @@ def exec_options(settings: Globals, options: Parsed) -> ExecOptions:
         caps=options.many("cap"),
         no_new_privs=options.flag("no-new-privs"),
         detach=options.flag("detach"),
-        pid_file=path("pid-file"),
-        console_socket=path("console-socket"),
-        pidfd_socket=path("pidfd-socket"),
+        pid_file=options.path("pid-file"),
+        console_socket=options.path("console-socket"),
+        pidfd_socket=options.path("pidfd-socket"),
         cgroups=options.many("cgroup"),
         preserve_fds=options.count("preserve-fds"),
         ignore_paused=options.flag("ignore-paused"),

@@ -17,10 +17,10 @@ from pyoci.kernel.errnos import words
 from pyoci.kernel.flags import S_IFMT, S_IFSOCK, SCM_CREDENTIALS, SO_PASSCRED
 from pyoci.kernel.seccomp import ACTIONS, ARCHITECTURES
 from pyoci.kernel.syscalls import numbers
-from pyoci.launch import DESCRIPTOR, Died, Session
-from pyoci.plan.listener import EXPECTED, MESSAGE, NAME, ORIGIN
+from pyoci.launch import Died, Session
+from pyoci.plan.listener import EXPECTED, NAME, ORIGIN
 from pyoci.plan.ops import INIT, Ref
-from pyoci.reports import AT_BARRIER, REPORT, TEXT_MAX
+from pyoci.reports import AT_BARRIER, LISTENER_MESSAGE, REPORT, TERMINAL, TEXT_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,12 +148,12 @@ class ListeningSession(Session):
                 descriptor = int.from_bytes(data[:4], "little")
             elif kind == SCM_CREDENTIALS:
                 sender = CREDENTIALS.unpack(data)[0]
-        if descriptor >= 0 and message == MESSAGE:
+        if descriptor >= 0 and message == LISTENER_MESSAGE:
             self.listener, self.helper = descriptor, sender
             # the helper speaks for init, which is at the one barrier where it says nothing
             index = next(index for index, due in self.program.barriers.items() if due[0].call == NAME)
             return REPORT.pack(AT_BARRIER, index, 0, 0)
-        if descriptor >= 0 and message[:4] == DESCRIPTOR.to_bytes(4, "little"):
+        if descriptor >= 0 and message[:4] == TERMINAL.to_bytes(4, "little"):
             self.descriptor = descriptor
             if self.arrived is not None:
                 self.arrived(descriptor)

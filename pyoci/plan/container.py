@@ -22,7 +22,6 @@ from pyoci.plan.cgroups import plan_cgroups
 from pyoci.plan.entry import (
     LIFECYCLE,
     NAME,
-    TERMINAL_MESSAGE,
     default_signals,
     every_processor,
     granted_capabilities,
@@ -32,6 +31,7 @@ from pyoci.plan.entry import (
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
 from pyoci.plan.paths import HANDLE, close, make_directories, on_host, openat2
 from pyoci.plan.process import plan_process
+from pyoci.reports import TERMINAL_MESSAGE
 from pyoci.spec.linux_rules import sysctl_path
 
 TYPE_CHECKING = False

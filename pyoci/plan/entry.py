@@ -15,8 +15,6 @@ LIFECYCLE = "runtime.md#lifecycle"
 NAME = b"pyoci:init"
 # how many descriptors the launcher may add behind the standard streams and those that the caller hands through
 DESCRIPTORS = 3
-# the message that carries a terminal's master to us looks like a report: kind 4, no op, no value, no text
-TERMINAL_MESSAGE = (4).to_bytes(4, "little") + bytes(12)
 
 
 def shed(preserve_fds: int, origin: str = LIFECYCLE, more: int = 0) -> list[Op]:

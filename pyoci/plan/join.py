@@ -12,7 +12,6 @@ from errno import EACCES, EINVAL, ENOENT, ENOTDIR
 from pyoci.kernel import flags as k
 from pyoci.plan.entry import (
     NAME,
-    TERMINAL_MESSAGE,
     default_signals,
     every_processor,
     granted_capabilities,
@@ -22,6 +21,7 @@ from pyoci.plan.entry import (
 from pyoci.plan.ops import RUNTIME, Op, Ref, Struct, Vector
 from pyoci.plan.paths import HANDLE, close
 from pyoci.plan.process import ARGS, plan_process
+from pyoci.reports import TERMINAL_MESSAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,14 +13,13 @@ from pyoci.kernel import flags as k
 from pyoci.kernel.seccomp import SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 from pyoci.plan.ops import RUNTIME, Blob, Op, Ref, Struct
 from pyoci.plan.paths import HANDLE, close
+from pyoci.reports import LISTENER_MESSAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ORIGIN = "/linux/seccomp/listenerPath"
-# looks like a report of init's: kind 5, no op, no value, no text
-MESSAGE = (5).to_bytes(4, "little") + bytes(12)
 NAME = "listener"
 EXPECTED = "expect_listener"
 
@@ -28,7 +27,7 @@ EXPECTED = "expect_listener"
 def hand_over(load: Op, late: Sequence[Op], flags: int) -> list[Op]:
     """`load` the filter, give up with `late` what that took, and let the runtime hand its listener to the agent."""
     control = Struct("cmsg_fd", cmsg_len=20, cmsg_level=k.SOL_SOCKET, cmsg_type=k.SCM_RIGHTS, fd=Ref(NAME))
-    vector = Struct("iovec", iov_base=Blob(MESSAGE, "message"), iov_len=len(MESSAGE))
+    vector = Struct("iovec", iov_base=Blob(LISTENER_MESSAGE, "message"), iov_len=len(LISTENER_MESSAGE))
     message = Struct("msghdr", msg_iov=vector, msg_iovlen=1, msg_control=control, msg_controllen=24)
     helper = [
         Op("prctl", (k.PR_SET_PDEATHSIG, k.SIGKILL, 0, 0, 0), ORIGIN),

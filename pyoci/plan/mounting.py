@@ -13,11 +13,12 @@ from errno import EINVAL, ESTALE
 from pyoci.errors import ConfigError, Problem
 from pyoci.kernel import flags as k
 from pyoci.plan.devices import send_descriptor
-from pyoci.plan.entry import NAME, TERMINAL_MESSAGE, default_signals, shed
+from pyoci.plan.entry import NAME, default_signals, shed
 from pyoci.plan.mounts import plan_mounts
 from pyoci.plan.ops import RUNTIME, Address, Buffer, Op, Ref, Struct
 from pyoci.plan.options import MountOptions
 from pyoci.plan.paths import HANDLE, SCOPED, close, openat2, relative
+from pyoci.reports import TERMINAL_MESSAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
