@@ -95,7 +95,7 @@ def test_false_takes_a_switch_back() -> None:
         (["kill", "a", "b", "c"], 1, "maximum of 2 argument(s)"),
         (["--log-format", "xx", "list"], 1, "invalid log-format: xx"),
         (["--log-level", "loud", "list"], 1, "invalid log-level: loud"),
-        (["--log", "/nonexistent/log", "list"], 1, "open /nonexistent/log: no such file or directory"),
+        (["--log", "/proc/nonexistent/log", "list"], 1, "open /proc/nonexistent/log: no such file or directory"),
         (["--cgroup-manager", "docker", "run", "c"], 1, "cgroupfs, systemd or disabled"),
         (["--rootless", "perhaps", "list"], 1, "-rootless"),
         (["exec", "c"], 255, "exec failed: exec args cannot be empty"),

@@ -27,7 +27,7 @@ def unfit() -> str:
         return "no criu here: install criu"
     done = subprocess.run([CRIU, "check"], capture_output=True, text=True, check=False)
     # Debian 12's is too old for kernels since 6.11 or so, whose vDSO has grown
-    return "" if done.returncode == 0 else f"criu does not work with this kernel: {done.stderr.strip()[:200]}"
+    return "" if done.returncode == 0 else f"criu does not work with this kernel: {done.stderr.partition(chr(10))[0]}"
 
 
 WHY = unfit()

@@ -290,9 +290,10 @@ def test_the_console_socket_is_closed_once_it_has_the_terminal(running: Box, lis
             with connection:
                 connection.settimeout(LIMIT)
                 _, (master,), _, _ = socket.recv_fds(connection, 4096, 1)
-                os.close(master)
                 assert connection.recv(1) == b""
             assert call.poll() is None
+            os.close(master)  # which hangs up
+            assert call.wait(LIMIT) == 128 + signal.SIGHUP
         finally:
             call.terminate()
 

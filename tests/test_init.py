@@ -113,11 +113,10 @@ def test_failure_is_reported_and_ends_it(machine: Machine) -> None:
 
 def test_guards(machine: Machine) -> None:
     """`otherwise` runs only after a tolerated failure, `then` only after success, and they nest."""
-    missing = Op(
-        "openat", (k.AT_FDCWD, b"/nonexistent", k.O_RDONLY), "t", tolerate=(ENOENT,), otherwise=[say(50, b"missing ")]
-    )
+    nowhere = (k.AT_FDCWD, b"/proc/nonexistent", k.O_RDONLY)  # which nobody can make
+    missing = Op("openat", nowhere, "t", tolerate=(ENOENT,), otherwise=[say(50, b"missing ")])
     there = Op("openat", (k.AT_FDCWD, b"/", k.O_RDONLY), "t", tolerate=(ENOENT,), otherwise=[say(50, b"no ")])
-    skipped = Op("openat", (k.AT_FDCWD, b"/nonexistent", k.O_RDONLY), "t", tolerate=(ENOENT,), then=[say(50, b"no ")])
+    skipped = Op("openat", nowhere, "t", tolerate=(ENOENT,), then=[say(50, b"no ")])
     inner = Op("close", (98,), "t", tolerate=(EBADF,), otherwise=[say(50, b"inner ")])
     outer = Op("close", (98,), "t", tolerate=(EPERM, EBADF), otherwise=[say(50, b"outer "), inner, say(50, b"after ")])
     taken = Op("openat", (k.AT_FDCWD, b"/", k.O_RDONLY), "t", "root", then=[say(50, b"then ")])
