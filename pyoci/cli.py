@@ -26,13 +26,8 @@ if TYPE_CHECKING:
     Command: TypeAlias = tuple[str, int, int, bool, str, tuple[Flag, ...]]
 
 GLOBAL: tuple[Flag, ...] = (
-    (
-        "root",
-        "",
-        "text",
-        "DIR",
-        "where containers' states are kept (/run/pyoci, or $XDG_RUNTIME_DIR/pyoci unless root)",
-    ),
+    ("root", "", "text", "DIR",
+     "where containers' states are kept (/run/pyoci, or $XDG_RUNTIME_DIR/pyoci unless root)"),
     ("log", "", "text", "FILE", "append messages to this file as well"),
     ("log-format", "", "text", "text|json", "format of the log (text)"),
     ("log-level", "", "text", "LEVEL", "debug, info, warning or error (warning)"),
@@ -109,13 +104,8 @@ COMMANDS: dict[str, Command] = {
             _CONSOLE,
             _PIDFD,
             _PRESERVE,
-            (
-                "cgroup",
-                "",
-                "list",
-                "[CONTROLLER,...:]PATH",
-                "run it in this cgroup below the container's; controllers are v1's",
-            ),
+            ("cgroup", "", "list", "[CONTROLLER,...:]PATH",
+             "run it in this cgroup below the container's; controllers are v1's"),
             ("ignore-paused", "", "bool", "", "go on if the container is paused"),
         ),
     ),

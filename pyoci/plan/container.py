@@ -19,15 +19,7 @@ from pyoci.kernel.seccomp import filter_flags, notifies
 from pyoci.plan import devices, mounts
 from pyoci.plan import namespaces as ns
 from pyoci.plan.cgroups import plan_cgroups
-from pyoci.plan.entry import (
-    LIFECYCLE,
-    NAME,
-    default_signals,
-    every_processor,
-    granted_capabilities,
-    own_keyring,
-    shed,
-)
+from pyoci.plan.entry import LIFECYCLE, NAME, default_signals, every_processor, granted_capabilities, own_keyring, shed
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
 from pyoci.plan.paths import HANDLE, close, make_directories, on_host, openat2
 from pyoci.plan.process import plan_process
