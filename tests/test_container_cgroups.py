@@ -159,3 +159,26 @@ def test_cgroups_path_of_several_parts(box: Box) -> None:
     assert (top / "a/b/cgroup.procs").read_text() == f"{box.pid()}\n"
     box.ok("delete", "--force", box.id)
     assert cgroups_of(box.id) == []
+
+
+@pytest.mark.parametrize("path", ["absolute", "relative", "none"])
+def test_the_same_path_is_the_same_place(box: Box, path: str) -> None:
+    """From the hierarchy's top if it is absolute; and the same place each time, or one by the id if there is none."""
+    box.without("cgroup")
+    box.process["args"] = ["cat", "/proc/self/cgroup"]
+    seen = []
+    for _ in range(2):
+        box.write()
+        group = {"absolute": f"/{box.id}/x", "relative": f"{box.id}/x"}.get(path)
+        box.linux["cgroupsPath"] = group
+        if group is None:
+            del box.linux["cgroupsPath"]
+        (box.bundle / "config.json").write_text(json.dumps(box.config))
+        seen.append(box.ok("run", "--bundle", str(box.bundle), box.id))
+        assert cgroups_of(box.id) == []
+    assert seen[0] == seen[1]
+    (line,) = [line for line in seen[0].splitlines() if ":pids:" in line or line.startswith("0::")][:1]
+    found = line.split(":", 2)[2]
+    assert found.endswith(box.id if path == "none" else f"/{box.id}/x")
+    if path == "absolute":
+        assert found == f"/{box.id}/x"

@@ -36,6 +36,31 @@ def test_from_create_to_delete(box: Box) -> None:
     box.gone()
 
 
+def test_an_id_can_be_used_again(box: Box) -> None:
+    """By a container of another bundle, which has nothing of the first."""
+    box.config["annotations"] = {"of": "the first"}
+    first = box.start("exec sleep 100")
+    box.ok("delete", "--force", box.id)
+    box.gone()
+    del box.config["annotations"]
+    second = box.start("exec sleep 100")
+    assert second != first and processes_of(box.id) == [second]
+    assert not box.state().get("annotations")
+
+
+def test_a_relative_bundle_is_an_absolute_path_in_the_state(box: Box) -> None:
+    """runtime.md#state: also of --bundle's default, the working directory, where config.json is (bundle.md)."""
+    box.process["args"] = ["sleep", "100"]
+    box.write()
+    null = subprocess.DEVNULL
+    for words in (["--bundle", box.bundle.name], []):
+        cwd = box.bundle if not words else box.folder
+        command = box.command("create", *words, box.id)
+        subprocess.run(command, check=True, cwd=cwd, stdin=null, stdout=null, stderr=null, timeout=LIMIT)
+        assert box.state()["bundle"] == str(box.bundle)
+        box.ok("delete", box.id)
+
+
 def test_each_command_refuses_the_wrong_state(box: Box) -> None:
     for command in ("state", "start", "kill", "delete", "pause", "resume", "exec"):
         more = ["true"] if command == "exec" else []

@@ -144,6 +144,20 @@ def test_ids_are_mapped(box: Box) -> None:
     assert (status.st_uid, status.st_gid) == (100005, 100006)
 
 
+def test_nobodys_files_change_hands_for_a_mapping(box: Box) -> None:
+    """config-linux.md#user-namespace-mappings: the owners of the root's files, and of what is bound, stay."""
+    data = box.folder / "data"
+    data.mkdir()
+    for path in (data / "a", box.rootfs / "b"):
+        path.write_text("")
+        os.chown(path, 4242, 4343)
+    box.mount("/data", "bind", str(data), "bind")
+    maps(box)
+    os.chown(box.rootfs / "b", 4242, 4343)
+    assert box.run("stat -c '%u %g' /data/a /b").split() == ["65534"] * 4
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in (data / "a", box.rootfs / "b")} == {(4242, 4343)}
+
+
 def test_devices_are_there_in_a_user_namespace(box: Box) -> None:
     maps(box)
     assert box.run("echo x > /dev/null; head -c 3 /dev/zero | wc -c; stat -c %t:%T /dev/full").split() == ["3", "1:7"]

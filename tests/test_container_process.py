@@ -42,6 +42,15 @@ def test_root_has_no_groups_of_ours(box: Box) -> None:
     assert (found["Groups"], found["Umask"], found["Uid"].split()[0]) == ("", "0022", "0")
 
 
+@pytest.mark.parametrize("mask", [0, 0o077])
+def test_umask_that_nobody_asks_for_is_that_of_peers(box: Box, mask: int) -> None:
+    """The caller's would be the specification's; it is 0 for some engines, and runc and crun have 022."""
+    box.process["args"] = ["grep", "Umask", "/proc/self/status"]
+    box.write()
+    done = box("run", "--bundle", str(box.bundle), box.id, umask=mask)
+    assert done.stdout.split() == ["Umask:", "0022"]
+
+
 def test_capabilities_of_root(box: Box) -> None:
     box.capabilities(*NAMES)
     every = sum(NAMES.values())

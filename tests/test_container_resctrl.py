@@ -69,6 +69,16 @@ def rdt(box: Box) -> Iterator[Rdt]:  # noqa: F811
     box.command = plain  # type: ignore[method-assign]
 
 
+def test_who_does_not_ask_is_left_alone(rdt: Rdt) -> None:
+    """config-linux.md#intelrdt: nothing of resctrl is touched, with it mounted and there."""
+    before = rdt.sh("find . -type f | sort | xargs cat")
+    rdt.box.start("exec sleep 100")
+    assert rdt.groups() == {""}
+    assert rdt.sh("cat tasks") == ""
+    rdt.box.ok("delete", "--force", rdt.box.id)
+    assert rdt.sh("find . -type f | sort | xargs cat") == before
+
+
 def test_a_group_of_its_own(rdt: Rdt) -> None:
     """An empty object asks for a group with the container's name, which ends with it."""
     rdt.asked()

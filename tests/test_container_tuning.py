@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from containers import Box, box, needed  # noqa: F401 - a fixture
 
+from pyoci.host import probe
+
 pytestmark = needed
-NICE, POLICY = 18, 40  # fields of /proc/PID/stat, from 0
-BATCH, IDLE = "3", "5"
+NICE, PRIORITY, POLICY = 18, 39, 40  # fields of /proc/PID/stat, from 0
+BATCH, IDLE, DEADLINE = "3", "5", "6"
 STAT = "cat /proc/self/stat"
 numa = pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="a kernel without NUMA")
 two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
@@ -43,10 +45,55 @@ def test_what_the_kernel_refuses_is_said(box: Box) -> None:  # noqa: F811
     assert "/process/scheduler" in error and "sched_setattr" in error and "invalid argument" in error
 
 
+def test_a_policy_with_a_deadline(box: Box) -> None:  # noqa: F811
+    """Its process cannot fork: it is the program itself that looks."""
+    box.process["scheduler"] = {
+        "policy": "SCHED_DEADLINE", "runtime": 1_000_000, "deadline": 20_000_000, "period": 30_000_000,
+    }  # fmt: skip
+    box.process["args"] = ["cat", "/proc/self/stat"]
+    box.write()
+    done = box("run", "--bundle", str(box.bundle), box.id)
+    if "device or resource busy" in done.stderr:
+        pytest.skip("the host's time is promised to others")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[POLICY] == DEADLINE
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "hint"),
+    [
+        ({"policy": "SCHED_ISO"}, "no such policy"),
+        ({"policy": "SCHED_DEADLINE", "runtime": 9, "deadline": 5, "period": 5}, "runtime <= deadline <= period"),
+    ],
+)
+def test_what_a_policy_needs_is_said(box: Box, scheduler: dict[str, Any], hint: str) -> None:  # noqa: F811
+    box.process["scheduler"] = scheduler
+    error = box.refused()
+    assert "/process/scheduler: sched_setattr(" in error and hint in error
+
+
+@pytest.mark.parametrize("policy", ["SCHED_FIFO", "SCHED_RR"])
+def test_a_policy_of_real_time(box: Box, policy: str) -> None:  # noqa: F811
+    """It is the process's, or what it needs is said (with cgroup v1 see test_container_limits.py)."""
+    box.process["scheduler"] = {"policy": policy, "priority": 3}
+    box.process["args"] = ["cat", "/proc/self/stat"]
+    box.write()
+    done = box("run", "--bundle", str(box.bundle), box.id)
+    if done.returncode:
+        assert "realtimeRuntime" in done.stderr and "operation not permitted" in done.stderr
+        assert Path("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists(), "it needs CAP_SYS_NICE, which root should have"
+    else:
+        assert done.stdout.split()[POLICY] == {"SCHED_FIFO": "1", "SCHED_RR": "2"}[policy]
+        assert done.stdout.split()[PRIORITY] == "3"
+
+
 @pytest.mark.parametrize(
     ("kind", "priority", "shown"),
-    [("IOPRIO_CLASS_BE", 6, "best-effort: prio 6"), ("IOPRIO_CLASS_IDLE", 0, "idle")],
-)
+    [
+        ("IOPRIO_CLASS_BE", 6, "best-effort: prio 6"), ("IOPRIO_CLASS_IDLE", 0, "idle"),
+        ("IOPRIO_CLASS_RT", 2, "realtime: prio 2"),
+    ],
+)  # fmt: skip
 def test_io_priority(box: Box, kind: str, priority: int, shown: str) -> None:  # noqa: F811
     box.process["ioPriority"] = {"class": kind, "priority": priority}
     assert box.run("busybox ionice").strip() == shown
@@ -77,6 +124,9 @@ def test_personality_of_exec(box: Box) -> None:  # noqa: F811
         ({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}, "bind=static:0"),
         ({"mode": "MPOL_INTERLEAVE", "nodes": "0-0"}, "interleave:0"),
         ({"mode": "MPOL_PREFERRED", "nodes": "0"}, "prefer:0"),
+        ({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_RELATIVE_NODES"]}, "bind=relative:0"),
+        ({"mode": "MPOL_PREFERRED_MANY", "nodes": "0"}, "prefer (many):0"),
+        ({"mode": "MPOL_PREFERRED", "nodes": ""}, "local"),
         ({"mode": "MPOL_LOCAL"}, "local"),
         ({"mode": "MPOL_DEFAULT", "nodes": ""}, "default"),
     ],
@@ -84,7 +134,23 @@ def test_personality_of_exec(box: Box) -> None:  # noqa: F811
 def test_memory_policy(box: Box, policy: dict[str, Any], shown: str) -> None:  # noqa: F811
     box.linux["memoryPolicy"] = policy
     lines = box.run("cat /proc/self/numa_maps").splitlines()
-    assert {line.split()[1] for line in lines} == {shown}
+    assert all(f"{line.partition(' ')[2]} ".startswith(f"{shown} ") for line in lines)
+
+
+@numa
+@pytest.mark.parametrize(
+    ("policy", "shown"),
+    [
+        ({"mode": "MPOL_WEIGHTED_INTERLEAVE", "nodes": "0"}, "weighted interleave:0"),  # Linux 6.9
+        ({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_NUMA_BALANCING"]}, "bind"),  # shown since 6.12
+    ],
+)
+def test_memory_policy_of_newer_kernels(box: Box, policy: dict[str, Any], shown: str) -> None:  # noqa: F811
+    if policy["mode"] == "MPOL_WEIGHTED_INTERLEAVE" and probe().kernel < (6, 9):
+        pytest.skip("Linux 6.9")
+    box.linux["memoryPolicy"] = policy
+    lines = box.run("cat /proc/self/numa_maps").splitlines()
+    assert lines and all(line.partition(" ")[2].startswith(shown) for line in lines)
 
 
 @numa

@@ -26,7 +26,7 @@ from pyoci.kernel import flags as k
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.seccomp import filter_flags, notifies
 from pyoci.kernel.syscalls import ARCHITECTURES, numbers
-from pyoci.plan import join
+from pyoci.plan import join, mounting
 from pyoci.plan.cgroup_entry import join_ops
 from pyoci.plan.container import PlanOptions, plan_container
 from pyoci.plan.ops import INIT, RUNTIME, Op, Ref, Struct, walk
@@ -36,20 +36,21 @@ from pyoci.spec.load import load
 SYS_ADMIN = 1 << CAPABILITIES["CAP_SYS_ADMIN"]
 BUNDLES = sorted((Path(__file__).resolve().parent.parent / "bundles").glob("*/config.json"))
 CREATE_HOOKS = ("/hooks/prestart", "/hooks/createRuntime", "/hooks/createContainer")
-# What the runtime can be asked for (container/perform.py, cgroup/perform.py).
+# What the runtime can be asked for (container/perform.py, container/mounting.py, cgroup/perform.py).
 RUNTIME_CALLS = frozenset(
     (
-        "adopt_cgroup", "adopt_cpuset", "check_map", "check_usage", "chown_cgroup", "created", "enable_controllers",
-        "enter_resctrl", "expect_listener", "find_net_device", "hooks", "listener", "match_resctrl", "mkdir_cgroup",
-        "mkdir_cpuset", "mkdir_resctrl", "mount_root", "move_net_device", "newgidmap", "newuidmap", "set_unit",
-        "start_unit", "unit_property", "user_namespace", "write", "write_lines", "write_resctrl",
+        "adopt_cgroup", "adopt_cpuset", "check_map", "check_usage", "chown_cgroup", "created", "done",
+        "enable_controllers", "enter_resctrl", "expect_listener", "find_net_device", "forget", "hooks", "listener",
+        "match_resctrl", "mkdir_cgroup", "mkdir_cpuset", "mkdir_resctrl", "mount_root", "move_net_device", "newgidmap",
+        "newuidmap", "remember", "set_unit", "start_unit", "unit_property", "user_namespace", "write", "write_lines",
+        "write_resctrl",
     )
 )  # fmt: skip
 ASSETS = {"seccomp": bytes(range(64))}
 
 
 class Case:
-    """A plan and what it was made from.  `kind` is "container", "exec" or "hook"."""
+    """A plan and what it was made from.  `kind` is "container", "exec", "hook" or "mounts"."""
 
     def __init__(
         self,
@@ -172,7 +173,8 @@ def origins_can_be_looked_up(case: Case) -> None:
                 except (KeyError, IndexError, TypeError):
                     raise AssertionError(f"{op!r}: nothing is at {op.origin}") from None
         else:
-            assert op.origin == join.EXEC or re.fullmatch(r"[a-z-]+\.md(#[a-z0-9-]+)?", op.origin), op
+            own = (join.EXEC, mounting.ORIGIN)
+            assert op.origin in own or re.fullmatch(r"[a-z-]+\.md(#[a-z0-9-]+)?", op.origin), op
 
 
 @invariant

@@ -21,6 +21,7 @@ SCHED_FLAGS: dict[str, int] = {
     "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
     "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
 }
+UTIL_CLAMP = 0x60
 SCHED_ATTR_SIZE = 56
 
 # ioprio.h, ioprio_set(2)

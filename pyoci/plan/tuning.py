@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from pyoci.spec.types import Linux, Process
 
 MASK_SIZE = s.MOST // 8  # bytes
+# What a policy needs, where the kernel refuses it.
+REAL_TIME = "it needs CAP_SYS_NICE or RLIMIT_RTPRIO on the host, and in cgroup v1 /linux/resources/cpu/realtimeRuntime"
+HINTS = {
+    "SCHED_FIFO": REAL_TIME,
+    "SCHED_RR": REAL_TIME,
+    "SCHED_ISO": "the kernel has a number for SCHED_ISO, and no such policy",
+    "SCHED_DEADLINE": "it needs CAP_SYS_NICE on the host, runtime <= deadline <= period, and the host's free time",
+}
 
 
 def of_process(process: Process) -> list[Op]:
@@ -34,7 +42,9 @@ def of_process(process: Process) -> list[Op]:
             sched_deadline=_number(asked.get("deadline")),
             sched_period=_number(asked.get("period")),
         )
-        hint = "a higher priority needs CAP_SYS_NICE or RLIMIT_RTPRIO on the host"
+        hint = HINTS.get(str(asked["policy"]), "a nice value below ours needs CAP_SYS_NICE on the host")
+        if flags & s.UTIL_CLAMP:
+            hint = "SCHED_FLAG_UTIL_CLAMP_... need a kernel with CONFIG_UCLAMP_TASK"
         ops.append(Op("sched_setattr", (0, attributes, 0), "/process/scheduler", hint=hint))
     priority = process.io_priority
     if priority:
