@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 GLOBAL: tuple[Flag, ...] = (
     ("root", "", "text", "DIR",
      "where containers' states are kept (/run/pyoci, or $XDG_RUNTIME_DIR/pyoci unless root)"),
-    ("log", "", "text", "FILE", "append messages to this file as well"),
+    ("log", "", "text", "FILE", "append messages to this file as well; syslog:NAME, journald:NAME: send them there"),
     ("log-format", "", "text", "text|json", "format of the log (text)"),
     ("log-level", "", "text", "LEVEL", "debug, info, warning or error (warning)"),
     ("debug", "", "bool", "", "the same as --log-level debug, and a traceback for internal errors"),

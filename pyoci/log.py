@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, WrappedLogger
 
+    from pyoci.syslog import SystemLog
+
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 FORMATS = ("text", "json")
 LONGEST = 8192  # characters of a message: names and values of a document may have megabytes, and engines read a line
 
 # A command line is read once per process, so this is the one place with module state: where records go.
 _descriptor = -1
+_system: SystemLog | None = None
 _json = False
 _level = LEVELS["warning"]
 debugging = False
@@ -31,9 +34,10 @@ debugging = False
 def configure(path: str = "", form: str = "text", level: str = "warning") -> None:
     """Send records to the file `path` ("" = stderr), as `form`; `level` is the least that is written.
 
-    The file is opened now, for appending: a log that cannot be written is found before anything is done.
+    The file is opened now, for appending: a log that cannot be written is found before anything is done.  As crun has
+    it, `path` may be file:PATH, syslog:NAME or journald:NAME.
     """
-    global _descriptor, _json, _level, debugging  # noqa: PLW0603
+    global _descriptor, _json, _level, _system, debugging  # noqa: PLW0603
     if form not in FORMATS:
         raise PyociError(f"invalid log-format: {form}")
     if level not in LEVELS:
@@ -44,6 +48,17 @@ def configure(path: str = "", form: str = "text", level: str = "warning") -> Non
     _json = form == "json"
     _level = LEVELS[level]
     debugging = _level == LEVELS["debug"]
+    if _system is not None:
+        _system.close()
+    _system = None
+    kind, colon, rest = path.partition(":")
+    if colon and kind == "file":
+        path = rest
+    elif colon and kind in ("syslog", "journald"):
+        from pyoci.syslog import SystemLog
+
+        _system = SystemLog(kind, rest)
+        path = ""
     if path:
         try:
             _descriptor = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC, 0o644)
@@ -93,7 +108,9 @@ def warning(message: str) -> None:
 
 def debug(message: str, **fields: object) -> None:
     """Only with --debug.  In hot places ask `log.debugging` first, and so save making the arguments."""
-    if debugging:
+    if debugging and _system is not None:
+        _send(_system, "debug", " ".join([message, *(f"{name}={value}" for name, value in fields.items())]))
+    elif debugging:
         _record("debug", printable(message), fields, _descriptor if _descriptor >= 0 else 2)
 
 
@@ -102,11 +119,15 @@ def _tell(level: str, message: str) -> None:
         half = LONGEST // 2 - 30
         message = f"{message[:half]}... ({len(message) - 2 * half} characters) ...{message[-half:]}"
     message = printable(message)
-    if _descriptor >= 0:
+    if _system is not None:
+        _send(_system, level, message)
+    elif _descriptor >= 0:
         _record(level, message, {}, _descriptor)
     elif _json:
         _record(level, message, {}, 2)
         return
+    if level == "warning" and (_system is not None or _descriptor >= 0):
+        return  # stderr may be the container's, and is what engines show of it
     prefix = "" if message.startswith("pyoci") else "pyoci: "
     if level != "error":
         prefix += level + ": "
@@ -126,6 +147,16 @@ class _Lines:
         write_all(self.descriptor, line.encode() + b"\n")
 
     debug = info = warning = error = msg
+
+
+def _send(system: SystemLog, level: str, message: str) -> None:
+    try:
+        system.send(level, printable(message))
+    except OSError as problem:
+        try:
+            write_all(2, f"pyoci: cannot write to the log: {problem}\n".encode())
+        except OSError:
+            pass
 
 
 def _record(level: str, message: str, fields: dict[str, object], descriptor: int) -> None:

@@ -7,7 +7,8 @@ The kernel takes a device down and its addresses and routes away when it leaves 
 read before, and what the container does not get is kept for the case that create fails: then devices come back as they
 were.  The container's namespace is held open until then, because a namespace that ends takes virtual devices with it.
 
-A runtime that is killed in between brings nothing back: then the kernel does what it does when a namespace ends.
+A runtime that is killed in between brings nothing back: then the kernel does what it does when a namespace ends, and
+delete says so.
 
 Who moves is the runtime itself, by netlink sockets in both namespaces.  pyroute2 speaks netlink; it is loaded for
 nothing else.
@@ -16,7 +17,7 @@ nothing else.
 from __future__ import annotations
 
 import posix
-from _socket import AF_INET6
+from _socket import AF_INET6, if_nametoindex
 from errno import EBUSY, EEXIST, EINVAL, ENODEV
 
 from pyoci.errors import CallError, PyociError
@@ -39,6 +40,7 @@ FIELDS = ("family", "dst_len", "src_len", "tos", "proto", "scope", "type", "flag
 # routes that the kernel makes by itself: for addresses, and from router advertisements (rtnetlink(7))
 BY_THE_KERNEL = (2, 9)
 TABLE_LOCAL = 255
+PATIENCE = 1.0  # seconds for devices to come back by themselves
 
 
 class Device:
@@ -305,6 +307,34 @@ class NetDevices:
         if self.target >= 0:
             posix.close(self.target)
             self.target = -1
+
+
+def tell_lost(names: list[str]) -> None:
+    """Warn of each device that a create had when it was killed: nobody is left who could give it back as it was."""
+    from time import monotonic, sleep
+
+    from pyoci import log
+
+    until = monotonic() + PATIENCE
+    for name in names:
+        # the kernel takes namespaces down at its leisure
+        while not (back := _exists(name)) and monotonic() < until:
+            sleep(0.01)
+        had = f"/linux/netDevices/{name}: create was killed while it had this device"
+        if back:
+            log.warning(f"{had}; what it had of addresses and routes may be lost: see ip address show dev {name}")
+        else:
+            log.warning(
+                f"{had}, and it is not back: a virtual one has ended with the container's network namespace and has to"
+                " be made again; if the namespace was joined by path, it still is there"
+            )
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(if_nametoindex(name))
+    except OSError:
+        return False
 
 
 def name_of(netlink: Netlink, index: int) -> str:

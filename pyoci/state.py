@@ -54,6 +54,7 @@ class State:
     phase           "creating", "created" or "running": how far commands got, not the status
     cgroup_paths    controller -> directory ("" for v2); cgroup_created: directories that create made and delete removes
     mounts          where its root is mounted, in a container without a mount namespace (`pyoci.rootmount`)
+    net_devices     devices that were on their way into the container while it was created
     resctrl         the container's groups of resctrl (`pyoci.resctrl`)
     hooks           raw JSON of the hooks that later commands run
     listen          start.sock tells whether the container waits for start
@@ -71,6 +72,7 @@ class State:
         "listen",
         "mounts",
         "namespaces",
+        "net_devices",
         "oci_version",
         "owner",
         "phase",
@@ -104,6 +106,7 @@ class State:
         listen: bool = True,
         resctrl: dict[str, str] | None = None,
         mounts: dict[str, str] | None = None,
+        net_devices: list[str] | None = None,
         user_namespace: bool = False,
         terminal: bool = False,
         unit: str = "",
@@ -126,6 +129,7 @@ class State:
         self.listen = listen
         self.resctrl = resctrl or {}
         self.mounts = mounts or {}
+        self.net_devices = net_devices or []
         self.user_namespace = user_namespace
         self.terminal = terminal
         self.unit = unit

@@ -331,3 +331,20 @@ def test_v2_threaded(pure_v2: Box) -> None:
     assert of_v2(pure_v2.exec("cat", "/proc/self/cgroup")) == f"0::/{pure_v2.id}"
     shown = pure_v2.exec("cat", "/proc/self/cgroup", options=["--cgroup", "threads"])
     assert of_v2(shown) == f"0::/{pure_v2.id}/threads"
+
+
+@pytest.mark.parametrize("name", ["CAP_NONSENSE", "NET_RAW", "cap_net_raw"])
+def test_a_capability_that_is_none(box: Box, name: str) -> None:  # noqa: F811
+    """Names are those of the kernel's header; another one is a warning, not an error (config.md#linux-process)."""
+    box.start()
+    done = box("exec", "--cap", name, box.id, "grep", "CapEff", "/proc/self/status")
+    assert (done.returncode, done.stdout) == (0, "CapEff:\t0000000020000420\n")
+    assert done.stderr.startswith("pyoci: warning: capabilities left out") and done.stderr.endswith(f": {name}\n")
+
+
+def test_a_capability_where_there_are_none(box: Box) -> None:  # noqa: F811
+    del box.process["capabilities"]
+    box.start()
+    assert box.exec("grep", "CapEff", "/proc/self/status") == "CapEff:\t0000000000000000\n"
+    shown = box.exec("grep", "-E", "Cap(Eff|Inh)", "/proc/self/status", options=("--cap", "CAP_NET_RAW"))
+    assert shown.split() == ["CapInh:", "0" * 16, "CapEff:", "0000000000002000"]

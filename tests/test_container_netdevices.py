@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from containers import LIMIT, Box, box, needed, until  # noqa: F401 - a fixture
 
+from pyoci.netdevice import tell_lost
+
 pytestmark = [
     *needed,
     pytest.mark.skipif(shutil.which("ip") is None, reason="ip is not installed: install iproute2"),
@@ -360,3 +362,29 @@ def test_without_the_right_to_move(net: Network) -> None:
     assert "/linux/netDevices/data0" in done.stderr and "CAP_NET_ADMIN" in done.stderr
     net.box.gone()
     assert state(net) == before
+
+
+def test_killed_with_a_device_on_its_way(net: Network) -> None:
+    """Nobody is left who could give it back; it is not lost without a word."""
+    prepared(net)
+    mark = net.box.folder / "hook"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"echo >{mark}; exec sleep 2 >/dev/null 2>&1"]}
+    net.box.config["hooks"] = {"createRuntime": [hook]}
+    devices(net, data0="eth0")
+    net.box.write()
+    null = subprocess.DEVNULL
+    words = net.box.command("create", "--bundle", str(net.box.bundle), net.box.id)
+    child = subprocess.Popen(words, stdin=null, stdout=null, stderr=null)
+    until(mark.exists, "the hook")
+    child.kill()
+    child.wait()
+    done = net.box("delete", "--force", net.box.id)
+    assert done.returncode == 0
+    assert "/linux/netDevices/data0: create was killed while it had this device, and it is not back" in done.stderr
+    assert "data0" not in net.show()
+    net.box.gone()
+
+
+def test_a_device_that_came_back_by_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    tell_lost(["lo"])
+    assert "what it had of addresses and routes may be lost: see ip address show dev lo" in capfd.readouterr().err

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pyoci import log
+from pyoci import log, syslog
 from pyoci.errors import PyociError
 
 if TYPE_CHECKING:
@@ -121,3 +123,53 @@ def test_output_to_a_full_disk() -> None:
         os.dup2(saved, 1)
         os.close(saved)
         os.close(full)
+
+
+@pytest.fixture
+def listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """What the system's log listens at."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        one.bind(str(tmp_path / "socket"))
+        one.settimeout(5)
+        for kind in syslog.SOCKETS:
+            monkeypatch.setitem(syslog.SOCKETS, kind, str(tmp_path / "socket"))
+        yield one
+
+
+def test_syslog(listener: socket.socket, capfd: Capture) -> None:
+    log.configure("syslog:mine", "json")
+    log.error("broken")
+    record = listener.recv(1000).decode()
+    assert re.fullmatch(rf"<11>[A-Z][a-z]{{2}} [ 0-3]\d \d\d:\d\d:\d\d mine\[{os.getpid()}\]: broken", record)
+    assert capfd.readouterr().err == "pyoci: broken\n"
+    log.warning("careful")
+    assert listener.recv(1000).startswith(b"<12>")
+    assert capfd.readouterr().err == ""
+
+
+def test_journald(listener: socket.socket) -> None:
+    log.configure("journald:", level="debug")
+    log.error("two\nlines")
+    assert listener.recv(1000) == b"MESSAGE=two\\nlines\nPRIORITY=3\nSYSLOG_IDENTIFIER=pyoci\n"
+    log.debug("seen", number=1)
+    assert listener.recv(1000).startswith(b"MESSAGE=seen number=1\nPRIORITY=7\n")
+
+
+def test_a_system_without_that_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(syslog.SOCKETS, "journald", "/nonexistent")
+    with pytest.raises(PyociError, match=r"--log journald:x: connect /nonexistent: no such file or directory"):
+        log.configure("journald:x")
+
+
+def test_a_file_by_its_scheme(tmp_path: Path) -> None:
+    log.configure(f"file:{tmp_path}/log", "json")
+    log.error("broken")
+    assert json.loads((tmp_path / "log").read_text())["msg"] == "broken"
+
+
+def test_a_warning_is_the_logs_alone(tmp_path: Path, capfd: Capture) -> None:
+    """stderr is the container's when engines create one, and a warning in its output is nobody's wish."""
+    log.configure(str(tmp_path / "log"), "json")
+    log.warning("careful")
+    assert capfd.readouterr().err == ""
+    assert json.loads((tmp_path / "log").read_text())["level"] == "warning"

@@ -59,6 +59,10 @@ def delete(store: Store, force: bool) -> None:
     if state.phase == "creating" and not state.cgroup_created:
         _remove_unrecorded(state)
     dismantle(store, state)
+    if state.phase == "creating" and state.net_devices:
+        from pyoci.netdevice import tell_lost
+
+        tell_lost(state.net_devices)
 
 
 def _remove_unrecorded(state: State) -> None:

@@ -102,8 +102,10 @@ def _adjust(process: Process, options: ExecOptions) -> None:
     process.apparmor_profile = options.apparmor or process.apparmor_profile
     process.selinux_label = options.process_label or process.selinux_label
     process.no_new_privileges = process.no_new_privileges or options.no_new_privs
-    if options.caps and process.capabilities is not None:
-        sets = process.capabilities
+    if options.caps:
+        from pyoci.spec.types import Capabilities
+
+        sets = process.capabilities = process.capabilities or Capabilities()
         # never the inheritable ones (CVE-2022-29162), and the ambient ones where config.json wants programs to inherit
         sets.ambient = (*sets.ambient, *[name for name in options.caps if name in sets.inheritable])
         sets.bounding = (*sets.bounding, *options.caps)
@@ -214,6 +216,8 @@ def _enter(  # noqa: PLR0913 - what exec has found out
         else:
             _in_cgroup(op, session, state)
 
+    _warn_capabilities(options, process, host, state)
+
     def attempt(paths: Mapping[str, str] | None) -> Session:
         ops = plan_exec(process, host, target_of(state, paths), flags, console, options.preserve_fds, spec.linux)
         program = assemble(ops, template(), host.arch, numbers(host.arch), fds, assets)
@@ -256,6 +260,26 @@ def _enter(  # noqa: PLR0913 - what exec has found out
 
     child = posix.pidfd_open(session.pid)
     return attend(session.pid, child, session.descriptor if session.descriptor >= 0 else None)
+
+
+def _warn_capabilities(options: ExecOptions, process: Process, host: Host, state: State) -> None:
+    """As create does, of what it has not been asked about."""
+    if options.caps:
+        from pyoci.spec.types import Capabilities
+
+        asked: Capabilities | None = Capabilities(bounding=tuple(options.caps))
+    else:
+        asked = process.capabilities if options.process_file else None
+    if asked is None:
+        return
+    from pyoci.plan.entry import granted_capabilities
+    from pyoci.plan.process import ungranted
+
+    missing = ungranted(asked, host, granted_capabilities(host, state.user_namespace))
+    if missing:
+        from pyoci import log
+
+        log.warning(f"capabilities left out, because they are unknown or not ours to give: {', '.join(missing)}")
 
 
 def _for_cgroup(op: Op) -> bool:

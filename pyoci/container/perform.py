@@ -86,6 +86,13 @@ class Performer:
                 from pyoci.netdevice import NetDevices
 
                 self.net_devices = NetDevices()
+            if call == "move_net_device":
+                # killed from here on, delete must be able to say what has become of it
+                self.know(session.pid)
+                name = op.args[0]
+                assert isinstance(name, bytes)
+                self.state.net_devices.append(name.decode())
+                self.store.save(self.state)
             self.net_devices.perform(op, session.pid)
         elif call == "mount_root":
             from pyoci import rootmount
@@ -111,6 +118,7 @@ class Performer:
         """Record the container: from here on the other commands know it."""
         state = self.state
         self.know(session.pid)
+        state.net_devices = []
         state.phase = "created" if self.after_created or self.hooks.start_container else "running"
         self.store.save(state)
         if self.after_created and self.startable:
