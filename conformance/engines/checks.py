@@ -88,6 +88,7 @@ CONTAINERD: tuple[Check, ...] = (
     ("resume", "{engine} task resume b1", r"^rc=0\b"),
     ("metrics", "{engine} task metrics b1", r"^rc=0 .*memory"),
     ("kill", "{engine} task kill -s KILL b1", r"^rc=0\b"),
-    ("ended", "{engine} task delete b1", r"^rc=137\b|^rc=0\b|^rc=1 .*137"),
+    ("ended", "until {engine} task ls | grep -q STOPPED; do sleep 0.1; done; {engine} task delete b1",
+     r"^rc=137\b|^rc=0\b|^rc=1 .*137"),
     ("remove", "{engine} container rm b1", r"^rc=0\b"),
 )

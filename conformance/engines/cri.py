@@ -106,9 +106,9 @@ class Cri(Engine):
     needs = ("containerd", "ctr", "podman", "script", f"{PLUGINS}/bridge", f"{PLUGINS}/loopback")
     table = CRI
 
-    def start(self) -> None:
+    def configure(self, handler: str, more: str = "") -> None:
+        """What containerd and its network plugins are given; `more` is formatted and added to it."""
         folder = self.folder
-        handler = Path(self.runtime).name
         configuration = CONFIGURATION.format(folder=folder, plugins=PLUGINS)
         snippet = SNIPPET.read_text().replace("/usr/local/bin/pyoci", self.runtime)
         # the snippet that is shipped, appended as it says
@@ -118,9 +118,14 @@ class Cri(Engine):
             snippet = snippet.replace(".runtimes.pyoci.options]", ".runtimes.runc.options]")
         else:
             snippet = snippet.replace(".runtimes.pyoci", f".runtimes.{handler}")
-        (folder / "config.toml").write_text(configuration + snippet)
+        (folder / "config.toml").write_text(configuration + snippet + more.format(folder=folder))
         (folder / "net").mkdir()
         (folder / "net" / "10.conflist").write_text(json.dumps(self.network()))
+
+    def start(self) -> None:
+        folder = self.folder
+        handler = Path(self.runtime).name
+        self.configure(handler)
         self.documents(handler)
         self.spawn("containerd", "--config", str(folder / "config.toml"))
         ctr = f"ctr -a {folder}/c.sock -n k8s.io"

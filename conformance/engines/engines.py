@@ -3,6 +3,7 @@
     conformance/engines/run                       all engines with pyoci
     conformance/engines/run podman docker         these
     conformance/engines/run --peers               the same beside runc and crun
+    conformance/engines/run --crowd 100 podman    instead of single checks, that many containers at once (crowd.py)
     conformance/engines/run --json FILE           the results as data
 
 Everything is made here: an image of a static busybox, the engines' directories below a temporary one, daemons that end
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from cri import Cri, tools
+from crowd import WORDS, Crowd
 from daemons import Containerd, Docker
 from engine import Engine
 from podman import Buildah, Podman, Rootless
 
 INSIDE = "PYOCI_ENGINES_INSIDE"
-UNIFIED = Path("/sys/fs/cgroup/unified")
+CGROUPS = Path("/sys/fs/cgroup")
 
 KINDS: tuple[type[Engine], ...] = (Podman, Rootless, Buildah, Docker, Containerd, Cri)
 ENGINES = {engine.name: engine for engine in KINDS}
@@ -60,19 +61,23 @@ def isolate() -> None:
     if os.environ.get(INSIDE) is None:
         os.environ[INSIDE] = "1"
         os.execvp("unshare", ["unshare", "-m", "-n", "--propagation", "private", sys.executable, *sys.argv])
-    if UNIFIED.is_mount():
-        subprocess.run(["umount", str(UNIFIED)], check=True)
-    # one that is alive but mounted nowhere, left by somebody else, makes containerd give up on all statistics
+    # all that are alive, and no other: engines make directories for those that are not there, in a file system that is
+    # everybody's, and one that is mounted nowhere makes containerd give up on all statistics
     alive = {line.split(":")[1] for line in Path("/proc/self/cgroup").read_text().splitlines()} - {""}
-    mounted = Path("/proc/self/mountinfo").read_text()
-    for name in alive:
-        if not re.search(rf" - cgroup \S+ (\S+,)?{re.escape(name)}(,|$)", mounted, re.MULTILINE):
-            subprocess.run(["mount", "-t", "cgroup", "-o", name, "cgroup", "/mnt"], check=False)
+    subprocess.run(["umount", "-R", str(CGROUPS)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(CGROUPS)], check=True)
+    for controllers in alive:
+        place = CGROUPS / controllers.removeprefix("name=")
+        place.mkdir()
+        subprocess.run(["mount", "-t", "cgroup", "-o", controllers, "cgroup", str(place)], check=True)
+        for name in controllers.split(",") if "," in controllers else ():
+            (CGROUPS / name).symlink_to(place.name)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
 
 
-def run(names: list[str], runtimes: dict[str, str], folder: Path) -> dict[str, Any]:
-    """engine -> runtime -> {"checks": how many, "failed": {name: what came}} or {"skipped": why}."""
+def run(names: list[str], runtimes: dict[str, str], folder: Path, crowd: int = 0) -> dict[str, Any]:
+    """engine -> runtime -> {"checks": how many, "failed": {name: what came}} or {"skipped": why}; with a `crowd` its
+    containers are what is counted."""
     image = make_image(folder)
     results: dict[str, Any] = {}
     for name in names:
@@ -88,7 +93,10 @@ def run(names: list[str], runtimes: dict[str, str], folder: Path) -> dict[str, A
                 engine = kind(folder / f"{name[0]}{label}", path, image)
                 try:
                     engine.start()
-                    result = {"checks": len(kind.table), "failed": engine.check()}
+                    if crowd:
+                        result = {"checks": crowd, "failed": Crowd(engine, crowd).check()}
+                    else:
+                        result = {"checks": len(kind.table), "failed": engine.check()}
                 finally:
                     engine.stop()
             results.setdefault(name, {})[label] = result
@@ -101,6 +109,7 @@ def main() -> int:
     beside = Path(sys.executable).parent / "pyoci"
     parser.add_argument("--pyoci", default=str(beside) if beside.exists() else shutil.which("pyoci"))
     parser.add_argument("--peers", action="store_true", help="beside the runc and crun that are installed")
+    parser.add_argument("--crowd", type=int, default=0, metavar="MANY", help="containers at once")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -112,7 +121,10 @@ def main() -> int:
     if options.peers:
         runtimes |= {name: path for name in ("runc", "crun") if (path := shutil.which(name))}
     with tempfile.TemporaryDirectory(prefix="pe-", ignore_cleanup_errors=True) as folder:
-        results = run(options.engines or list(ENGINES), runtimes, Path(folder))
+        names = options.engines or (list(WORDS) if options.crowd else list(ENGINES))
+        if options.crowd and (unknown := set(names) - set(WORDS)):
+            sys.exit(f"conformance/engines/run: no crowd in {', '.join(sorted(unknown))}, only in {', '.join(WORDS)}")
+        results = run(names, runtimes, Path(folder), options.crowd)
     bad = 0
     for engine, by_runtime in results.items():
         for runtime, result in by_runtime.items():
