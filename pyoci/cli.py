@@ -374,9 +374,11 @@ def main(argv: list[str]) -> int:
         return 130
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE):
-            from pyoci.container.advice import OPEN_FILES
-
-            log.error(f"{PREFIX.get(name, '')}too many open files; {OPEN_FILES}")
+            try:
+                from pyoci.container.advice import OPEN_FILES as advice
+            except OSError:
+                advice = "raise the limit (ulimit -n)"
+            log.error(f"{PREFIX.get(name, '')}too many open files; {advice}")
             return 255 if name == "exec" else 1
         if debug:
             from traceback import print_exc

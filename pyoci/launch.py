@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import fcntl
 import posix
-from errno import EINTR
+from errno import EFBIG, EINTR
 
 from pyoci.errors import PyociError
 from pyoci.kernel.flags import MFD_EXEC
@@ -52,8 +52,15 @@ def seal(image: bytes, kernel: tuple[int, int]) -> int:
     executable = MFD_EXEC if kernel >= (6, 3) else 0
     fd = posix.memfd_create("pyoci-init", posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING | executable)
     rest = memoryview(image)
-    while rest:
-        rest = rest[posix.write(fd, rest) :]
+    try:
+        while rest:
+            rest = rest[posix.write(fd, rest) :]
+    except OSError as error:
+        from pyoci.kernel.errnos import words
+
+        posix.close(fd)
+        hint = "; the limit of files' sizes is one of memfds, too: raise it (ulimit -f)" if error.errno == EFBIG else ""
+        raise PyociError(f"write(memfd, {len(image)} bytes): {words(error.errno or 0)}{hint}") from None
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     return fd
 
@@ -116,9 +123,11 @@ class Session:
         high: list[int] = []
         try:
             image = seal(self.program.image, kernel)
-            executable = fcntl.fcntl(image, fcntl.F_DUPFD_CLOEXEC, max(fds.values()) + HIGH)
+            try:
+                executable = fcntl.fcntl(image, fcntl.F_DUPFD_CLOEXEC, max(fds.values()) + HIGH)
+            finally:
+                posix.close(image)
             high.append(executable)
-            posix.close(image)
             actions: list[tuple[int, int, int]] = []
             for name, source in (*given.items(), ("control", theirs.fileno())):
                 moved = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, max(fds.values()) + HIGH)

@@ -937,3 +937,18 @@ def test_no_file_of_the_image_holds_the_runtime(bundle: Bundle, what: str) -> No
         if lease >= 0:
             os.close(lease)
             lease = -1
+
+
+# -- limits of the caller's
+
+
+@pytest.mark.parametrize("limit", [*(f"--nofile={number}" for number in range(8, 14)), "--fsize=5000", "--fsize=500"])
+def test_limits_that_are_too_small_leave_nothing(bundle: Bundle, limit: str) -> None:
+    """One line, and no half of a container, wherever it was that there was no descriptor or no room left."""
+    bundle.write()
+    name = bundle.name()
+    words = ["prlimit", limit, *COMMAND, "--root", str(bundle.states), "run", name]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=bundle.folder, check=False, timeout=30)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert ("too many open files" if "nofile" in limit else "file too large") in done.stderr
+    assert not (bundle.states / name).exists()

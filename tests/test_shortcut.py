@@ -250,6 +250,20 @@ def test_without_a_state_there_is_no_container(quick: Launched) -> None:
     assert quick.quick("start", quick.id) == 0
 
 
+def test_without_procfs_nothing_is_known_to_have_ended(quick: Launched) -> None:
+    """No file /proc/PID/stat says that there is no such process only where there is a procfs."""
+    quick.process["args"] = ["sleep", "100"]
+    quick.write()
+    words = quick.command("--cgroup-manager", "disabled", "create", "--bundle", str(quick.bundle), quick.id)
+    null = subprocess.DEVNULL
+    assert subprocess.run(words, stdin=null, stdout=null, stderr=null, timeout=30, check=False).returncode == 0
+    quick.ok("start", quick.id)
+    hidden = ["unshare", "--mount", "sh", "-c", 'umount -l /proc; exec "$@"', "sh"]
+    done = subprocess.run([*hidden, *quick.command("delete", quick.id)], capture_output=True, check=False, timeout=30)
+    assert done.returncode == 1 and b"is /proc mounted?" in done.stderr
+    assert quick.status() == "running"
+
+
 def test_states_that_others_can_write_are_not_acted_upon(quick: Launched) -> None:
     quick.create("exit 0")
     for path in (quick.states, quick.states / quick.id):

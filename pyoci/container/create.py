@@ -250,10 +250,16 @@ class Creation:
         try:
             return self._build()
         except BaseException as error:
-            from pyoci.container.failure import explained
+            problem: BaseException = error
+            try:
+                if self.session is not None:
+                    self.session.abandon()
+                from pyoci.container.failure import explained
 
-            paths = self.state.cgroup_paths
-            problem = explained(error, paths, paths.get("", ""), self.state.rootfs)
+                paths = self.state.cgroup_paths
+                problem = explained(error, paths, paths.get("", ""), self.state.rootfs)
+            except (OSError, PyociError):
+                pass  # out of descriptors or memory: the failure itself says enough, and must be undone
             self.undo(error)
             if problem is error:
                 raise

@@ -142,7 +142,11 @@ class Performer:
 
             found = process(pid)
             if found is None:
-                raise PyociError("the container's init died while the runtime was at work for it")
+                try:
+                    posix.kill(pid, 0)
+                except OSError:
+                    raise PyociError("the container's init died while the runtime was at work for it") from None
+                raise PyociError(f"/proc hides process {pid} from us: mount it without hidepid, or with gid= our group")
             self.state.pid = pid
             self.state.pid_start = found[1]
 
