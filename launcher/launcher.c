@@ -325,19 +325,6 @@ static const char *name_wanted(const char *path)
     return option.bytes;
 }
 
-#define RLIMIT_DATA 2
-#define RLIMIT_STACK 3
-#define RLIMIT_AS 9
-
-/* What cannot do ends in SIGSEGV, or in the words of whoever happens to fail first: ours are better. */
-static void expect_limit(long limit, unsigned long least, const char *name)
-{
-    unsigned long found[2]; /* struct rlimit64: soft, hard */
-
-    if (kernel(PRLIMIT64, 0, limit, 0, (long)found, 0, 0) == 0 && found[0] < least)
-        die(name, ": the limit is too small for an interpreter to start; raise it (ulimit, setrlimit(2))");
-}
-
 /* An interpreter that has no descriptor 2 writes its messages into the next file it opens, and none starts with a
  * directory for a standard input; a resumed one would go on. */
 static void fill_standard_streams(void)

@@ -25,6 +25,19 @@ __attribute__((noreturn)) static inline void die(const char *path, const char *w
         kernel(EXIT_GROUP, 1, 0, 0, 0, 0, 0);
 }
 
+#define RLIMIT_DATA 2
+#define RLIMIT_STACK 3
+#define RLIMIT_AS 9
+
+/* What cannot do ends in SIGSEGV, or in the words of whoever happens to fail first: ours are better. */
+static inline void expect_limit(long limit, unsigned long least, const char *name)
+{
+    unsigned long found[2]; /* struct rlimit64: soft, hard */
+
+    if (kernel(PRLIMIT64, 0, limit, 0, (long)found, 0, 0) == 0 && found[0] < least)
+        die(name, ": the limit is too small for an interpreter to start; raise it (ulimit, setrlimit(2))");
+}
+
 static inline void add(struct text *t, const char *s)
 {
     while (*s) {
