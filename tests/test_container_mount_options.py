@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from containers import COMMAND, LIMIT, Box, box, needed  # noqa: F401 - a fixture
 
-from pyoci.plan.options import ATTRIBUTES, KNOWN, NOTHING, SUPERBLOCK
+from pyoci.plan.options import ATTRIBUTES, KNOWN, NOTHING, OF_FSTAB, SUPERBLOCK
 
 pytestmark = needed
 ALL = "ro,nosuid,nodev,noexec,nosymfollow,noatime,nodiratime"
@@ -55,7 +55,25 @@ def test_the_table_is_whole() -> None:
     assert set(EXPECTED) == set(ATTRIBUTES)
     rest = set(KNOWN) - set(ATTRIBUTES) - {f"r{name}" for name in ATTRIBUTES}
     propagation = {f"{r}{name}" for r in ("", "r") for name in ("shared", "slave", "private", "unbindable")}
-    assert rest == {*SUPERBLOCK, *NOTHING, *propagation, "bind", "rbind", "tmpcopyup", "idmap", "ridmap", "remount"}
+    others = {"bind", "rbind", "tmpcopyup", "idmap", "ridmap", "remount"}
+    assert rest == {*SUPERBLOCK, *NOTHING, *OF_FSTAB, *propagation, *others}
+
+
+def test_options_that_only_mount_8_knows(box: Box) -> None:  # noqa: F811
+    """They are taken as mount(8) takes them, from whoever has /etc/fstab's line; the kernel never hears of them."""
+    implied = {"user": "nosuid,nodev,noexec", "owner": "nosuid,nodev", "auto": "", "x-gvfs-show": "", "comment=a": ""}
+    for number, name in enumerate([*OF_FSTAB, "x-systemd.automount", "X-mount.idmap=b", "comment=any thing"]):
+        box.mount(f"/{number}", "tmpfs", "tmpfs", name)
+    for name in implied:
+        box.mount(f"/of-{name}", "tmpfs", "tmpfs", name)
+    box.mount("/overridden", "tmpfs", "tmpfs", "user", "exec", "dev")
+    found = lines(box.run("cat /proc/self/mountinfo"))
+    for name, words in implied.items():
+        assert found[f"/of-{name}"].options == {"rw", "relatime", *words.split(",")} - {""}, name
+    assert found["/overridden"].options == {"rw", "relatime", "nosuid"}
+    box.id = box.new_id()
+    box.mount("/unknown", "tmpfs", "tmpfs", "nobody-knows-this")
+    assert "nobody-knows-this" in box.refused()
 
 
 @pytest.mark.parametrize("recursive", ["", "r"])

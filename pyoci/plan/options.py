@@ -40,6 +40,14 @@ SUPERBLOCK = ("sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nom
 # Nothing to tell the kernel: the default, or a matter of mount(2)'s own logging; i_version is kept by the file
 # systems themselves since it stopped being a choice (Linux 5.17).
 NOTHING = ("defaults", "silent", "loud", "iversion", "noiversion")
+# What mount(8) knows and the kernel does not: who may mount, and when.  It is taken as by mount(8) from root; that
+# a source is not there is an error nevertheless.
+OF_FSTAB: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("auto", "noauto", "nofail", "_netdev", "nouser"), ()),
+    **dict.fromkeys(("owner", "group"), ("nosuid", "nodev")),
+    **dict.fromkeys(("user", "users"), ("nosuid", "nodev", "noexec")),
+}
+COMMENTS = ("x-", "X-", "comment=")  # so begins what is for other readers of fstab(5)
 BIND = ("bind", "rbind")
 COPY_UP = "tmpcopyup"
 IDMAP = ("idmap", "ridmap")
@@ -50,6 +58,7 @@ KNOWN = (
     *("r" + name for name in PROPAGATION),
     *SUPERBLOCK,
     *NOTHING,
+    *OF_FSTAB,
     *BIND,
     COPY_UP,
     *IDMAP,
@@ -91,9 +100,10 @@ class MountOptions:
         self.flags: list[str] = []
         self.data: list[tuple[str, str | None]] = []
         for option in options:
-            if option in ATTRIBUTES:
-                on, off = ATTRIBUTES[option]
-                attr_set, attr_clear = (attr_set & ~off) | on, (attr_clear & ~on) | off
+            if option in ATTRIBUTES or option in OF_FSTAB:
+                for name in OF_FSTAB.get(option, (option,)):
+                    on, off = ATTRIBUTES[name]
+                    attr_set, attr_clear = (attr_set & ~off) | on, (attr_clear & ~on) | off
             elif option in BIND:
                 self.bind = True
                 self.recursive = self.recursive or option == "rbind"
@@ -112,7 +122,7 @@ class MountOptions:
                 self.idmap = option
             elif option == COPY_UP:
                 self.copy_up = True
-            elif option not in NOTHING:
+            elif option not in NOTHING and not option.startswith(COMMENTS):
                 name, equals, value = option.partition("=")
                 self.data.append((name, value if equals else None))
         # atime's "clear" must stay even when a mode is set: the kernel wants the old mode cleared to set another
