@@ -145,7 +145,7 @@ def _run(kind: str, index: int, hook: AnyHook, state: bytes, start: Spawn) -> No
 
 
 def _name(kind: str, index: int, hook: AnyHook) -> str:
-    return f"error running {kind} hook #{index} (/hooks/{kind}/{index}): {hook.path}"
+    return f"error running {kind} hook #{index}: /hooks/{kind}/{index}: {hook.path}"
 
 
 def _wait(pid: int, output: int, until: float | None) -> tuple[str, bytes]:

@@ -13,7 +13,7 @@ from pyoci.kernel.flags import S_IFDIR, S_IFIFO, S_IFMT, S_IFSOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pyoci.spec.types import Spec
+    from pyoci.spec.types import Mount, Spec
 
 
 OLDEST_LAST_CAP = 40  # CAP_CHECKPOINT_RESTORE, since Linux 5.9
@@ -35,6 +35,8 @@ class Host:
     security_modules        "apparmor", "selinux": those that are enabled, looked for when a configuration names one
     source_types            absolute path of a bind source -> "dir", "file" or "none"
     direct_sources          those of them whose path has no symbolic link in it
+    tmpfs_modes             destination of a tmpfs without a mode -> that of the image's directory there, octal
+    made_at                 destination with a link of the image to what is not there -> what it means, without links
     home                    HOME of a process that has none in its environment, "" for one that has
     copied                  destination of a tmpfs with tmpcopyup -> what the image has there (`pyoci.tree`)
     stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
@@ -62,12 +64,14 @@ class Host:
         "kernel",
         "kernel_views",
         "last_cap",
+        "made_at",
         "resctrl",
         "security_modules",
         "source_types",
         "stdio_pipes",
         "systemd",
         "systemd_cgroup",
+        "tmpfs_modes",
         "uid",
     )
 
@@ -86,6 +90,8 @@ class Host:
         self.security_modules: tuple[str, ...] = ()
         self.source_types: dict[str, str] = {}
         self.direct_sources: tuple[str, ...] = ()
+        self.tmpfs_modes: dict[str, str] = {}
+        self.made_at: dict[str, str] = {}
         self.copied: dict[str, list[list[object]]] = {}
         self.home = ""
         self.stdio_pipes: tuple[int, ...] = ()
@@ -233,8 +239,8 @@ def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
             types[source], straight = look_at(source)
             if straight:
                 direct[source] = None
-        elif "tmpcopyup" in mount.options:
-            _probe_copied(host, spec, bundle)
+    if any(_looks_at_image(mount) for mount in spec.mounts):
+        _probe_places(host, spec, bundle)
     host.direct_sources = tuple(direct)
 
 
@@ -271,18 +277,32 @@ def probe_home(host: Host, pid: int, uid: int) -> None:
     host.home = home(f"/proc/{pid}/root", uid)
 
 
-def _probe_copied(host: Host, spec: Spec, bundle: str) -> None:
-    """Fill `copied`; where an earlier mount covers the place, what the image has there is not what is there."""
-    from pyoci.tree import listing
+def _looks_at_image(mount: Mount) -> bool:
+    """Whether what the image has at the destination may say what becomes of it."""
+    if mount.type == "tmpfs":
+        return "tmpcopyup" in mount.options or not any(option.startswith("mode=") for option in mount.options)
+    return "bind" in mount.options or "rbind" in mount.options
+
+
+def _probe_places(host: Host, spec: Spec, bundle: str) -> None:
+    """Fill `copied`, `tmpfs_modes`, `made_at`; where an earlier mount covers the place, what the image has there is not
+    what is there."""
+    from pyoci.tree import find, listing, real
 
     path = spec.root.path if spec.root else ""
     root = path if path.startswith("/") else f"{bundle}/{path}"
     covered: list[str] = []
     for index, mount in enumerate(spec.mounts):
         place = mount.destination.rstrip("/") + "/"
-        if "tmpcopyup" in mount.options and mount.type == "tmpfs" and not any(place.startswith(one) for one in covered):
+        if _looks_at_image(mount) and not any(place.startswith(one) for one in covered):
             try:
-                host.copied[mount.destination] = listing(root, mount.destination, f"/mounts/{index}/options")
+                if mount.type == "tmpfs" and "tmpcopyup" in mount.options:
+                    host.copied[mount.destination] = listing(root, mount.destination, f"/mounts/{index}/options")
+                elif mount.type == "tmpfs" and (handle := find(root, mount.destination)) >= 0:
+                    host.tmpfs_modes[mount.destination] = f"{posix.fstat(handle).st_mode & 0o7777:o}"
+                    posix.close(handle)
+                if made := real(root, mount.destination):
+                    host.made_at[mount.destination] = made
             except OSError:
                 pass  # an image without it, or that we may not read: init says so where it matters
         covered.append(place)

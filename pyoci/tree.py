@@ -90,6 +90,52 @@ def find(root: str, path: str) -> int:
             posix.close(fd)
 
 
+def real(root: str, path: str) -> str:
+    """`path` without links, where one of them leads to what is not there: what is to be made in the directory `root`.
+
+    "" where no link is in the way, or all of it is there: the kernel finds that by itself.  OSError as of `find`.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    names: list[str] = []
+    stack = [posix.open(root, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)]
+    links = 0
+    missing = False
+    try:
+        while parts:
+            name = parts.pop(0)
+            if name == "..":
+                del names[-1:]
+                if len(stack) > 1 and len(stack) > len(names) + 1:
+                    posix.close(stack.pop())
+                continue
+            names.append(name)
+            if len(stack) < len(names):
+                continue  # below what is not there
+            try:
+                found = posix.open(name, HANDLE, dir_fd=stack[-1])
+            except (FileNotFoundError, NotADirectoryError):
+                missing = True
+                continue
+            stack.append(found)
+            if not S_ISLNK(posix.fstat(found).st_mode):
+                continue
+            links += 1
+            if links > LINKS:
+                return ""
+            target = posix.readlink(b"", dir_fd=found).decode("utf-8", "surrogateescape")
+            posix.close(stack.pop())
+            del names[-1:]
+            if target.startswith("/"):
+                names.clear()
+                while len(stack) > 1:
+                    posix.close(stack.pop())
+            parts[:0] = [part for part in target.split("/") if part not in ("", ".")]
+    finally:
+        for fd in stack:
+            posix.close(fd)
+    return "/" + "/".join(names) if links and missing else ""
+
+
 def open_file(handle: int) -> int:
     """A descriptor to read the regular file of `handle` (of `find`); -1 for anything else, and for one of no bytes.
 

@@ -307,6 +307,8 @@ def hosts(draw: st.DrawFn) -> Host:
     host.security_modules = ("apparmor", "selinux")
     host.resctrl = "/sys/fs/resctrl"
     host.kernel_views = draw(st.sampled_from(((), ("/sys", "/proc", "/srv/system/proc"))))
+    host.made_at = draw(st.sampled_from(({}, {"/a": "/made/here"})))
+    host.tmpfs_modes = draw(st.sampled_from(({}, {"/a": "710"})))
     host.home = draw(st.sampled_from(("", "/", "/home/me")))
     host.stdio_pipes = draw(st.sampled_from(((), (1,), (0, 1, 2))))
     kinds = st.sampled_from(("dir", "file", "none"))

@@ -305,6 +305,21 @@ def test_kill_all_reaches_a_shared_pid_namespace(box: Box) -> None:
     box.gone()
 
 
+def test_killing_what_its_first_process_has_left(box: Box) -> None:
+    """In a pid namespace of somebody else's they live on, and are the container's still."""
+    box.without("pid")
+    box.start("sleep 200 & echo up > /tmp/out; exec sleep 100")
+    box.output()
+    os.kill(box.pid(), signal.SIGKILL)
+    until(lambda: box.status() == "stopped")
+    assert "container not running" in box.fails("kill", box.id, "TERM")
+    box.ok("kill", box.id, "KILL")
+    until(lambda: processes_of(box.id) == [])
+    assert "container not running" in box.fails("kill", box.id, "KILL")
+    box.ok("delete", box.id)
+    box.gone()
+
+
 def test_socket_path_of_any_length(box: Box) -> None:
     deep = box.folder / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)

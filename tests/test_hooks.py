@@ -92,7 +92,7 @@ def test_the_state_cannot_be_written() -> None:
 def test_failures(hook: Hook, words: str) -> None:
     with pytest.raises(HookError) as caught:
         run_hooks("createRuntime", [shell("exit 0"), hook, shell("exit 9")], STATE)
-    assert str(caught.value).startswith("error running createRuntime hook #1 (/hooks/createRuntime/1): ")
+    assert str(caught.value).startswith("error running createRuntime hook #1: /hooks/createRuntime/1: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -116,7 +116,7 @@ def test_tolerated_failures_are_warnings(tmp_path: Path, capfd: pytest.CaptureFi
     run_hooks("poststop", hooks, STATE, tolerate=True)
     assert (tmp_path / "ran").exists()
     first, second = capfd.readouterr().err.splitlines()
-    assert first.startswith("pyoci: warning: error running poststop hook #0 ")
+    assert first.startswith("pyoci: warning: error running poststop hook #0: ")
     assert "no such file or directory" in second
 
 
@@ -191,7 +191,7 @@ def test_another_way_to_start_them() -> None:
     def refuse(hook: AnyHook, stdin: int, output: int) -> int:
         raise PyociError("setns: no such process")
 
-    with pytest.raises(HookError, match=r"#0 .*: setns: no such process"):
+    with pytest.raises(HookError, match=r"#0: .*: setns: no such process"):
         run_hooks("startContainer", [Hook({"path": "/elsewhere"})], STATE, refuse)
 
 

@@ -43,6 +43,9 @@ def _kill(root: str, id: str, number: int, everyone: bool) -> None:
     if not (found in ("created", "running", "paused") and _send_to_init(state, number)):
         if everyone:
             return
+        if number == signals.SIGKILL and found == "stopped" and _others(state):
+            _finish(state, False)
+            return
         raise WrongState(f"container {state.id!r}: container not running")
     if number == signals.SIGKILL:
         _finish(state, found == "paused")
@@ -70,6 +73,13 @@ def _send_to_init(state: State, number: int) -> bool:
     finally:
         posix.close(descriptor)
     return True
+
+
+def _others(state: State) -> bool:
+    """Whether processes are left of a container whose first has ended: its pid namespace is not its own."""
+    from pyoci.cgroup import live
+
+    return "pid" not in state.namespaces and bool(state.cgroup_created) and live.nonempty(state.cgroup_paths)
 
 
 def _finish(state: State, paused: bool) -> None:

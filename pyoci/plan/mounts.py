@@ -76,6 +76,7 @@ def plan_mounts(
     for index, mount in enumerate(spec.mounts):
         origin = f"/mounts/{index}"
         options = MountOptions(mount.options)
+        path = host.made_at.get(mount.destination, mount.destination)
         if options.remount or not (mount.type or options.bind):
             # without a type there is nothing to mount: a change of propagation, as mount(8) takes it
             _remount(plan, mount, options, origin)
@@ -91,7 +92,7 @@ def plan_mounts(
             if options.idmap or mount.uid_mappings:
                 # where we have rights over the file system that it is of
                 clone.append(_idmap(plan, index, f"source{index}", mount, options, spec))
-            _bind(plan, index, source, mount.destination, options, host, shared_root)
+            _bind(plan, index, source, path, options, host, shared_root)
         elif mount.type == "cgroup" and host.cgroup_mode != "v2":
             _cgroup_v1(plan, index, mount, options, cgroup_paths)
         elif mount.type in ("cgroup", "cgroup2"):
@@ -99,8 +100,8 @@ def plan_mounts(
         else:
             copied = host.copied.get(mount.destination) if options.copy_up else None
             mode = copied[0][1] if copied else None
-            mode = mode & 0o7777 if isinstance(mode, int) else None
-            _filesystem(plan, index, mount.type, mount, options, spec, mode, label)
+            mode = f"{mode & 0o7777:o}" if isinstance(mode, int) else host.tmpfs_modes.get(mount.destination)
+            _filesystem(plan, index, mount.type, mount, options, spec, mode, label, path)
             if options.copy_up and mount.type == "tmpfs":
                 _copy_up(plan, index, mount, host, spec)
     return plan
@@ -183,8 +184,9 @@ def _filesystem(
     mount: Mount,
     options: MountOptions,
     spec: Spec,
-    mode: int | None = None,
+    mode: str | None = None,
     label: str = "",
+    path: str = "",
 ) -> None:
     origin = f"/mounts/{index}"
     ops = plan.ops
@@ -233,7 +235,7 @@ def _filesystem(
         ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"context", label.encode(), "/linux/mountLabel"))
     if mode is not None and type_ == "tmpfs" and not any(name == "mode" for name, _ in options.data):
         # as the directory that it covers
-        ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"mode", b"%o" % mode, f"{origin}/options"))
+        ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"mode", mode.encode(), f"{origin}/options"))
     ops.append(_fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin))
     tree = f"mount{index}" if late_readonly else "tree"
     ops.append(Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, on), origin, tree))
@@ -249,7 +251,7 @@ def _filesystem(
         ops.append(_idmap(plan, index, tree, mount, options, spec))
     # procfs and sysfs only on real directories: a symlink there would put them in somebody else's hands
     # (CVE-2019-19921)
-    _finish(plan, tree, mount.destination, "dir", origin, EXACT if type_ in ("proc", "sysfs") else SCOPED)
+    _finish(plan, tree, path or mount.destination, "dir", origin, EXACT if type_ in ("proc", "sysfs") else SCOPED)
     if late_readonly:
         # what later mounts and devices need in it must be made first
         plan.late.append(setattr_op(tree, k.AT_EMPTY_PATH, origin, k.MOUNT_ATTR_RDONLY))
@@ -368,6 +370,8 @@ def masked(paths: tuple[str, ...]) -> list[Op]:
     """
     ops: list[Op] = []
     for index, path in enumerate(paths):
+        if path in paths[:index]:
+            continue
         origin = f"/linux/maskedPaths/{index}"
         directory = [*nothing(origin), move_op("tree", "target", origin)]
         flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH
