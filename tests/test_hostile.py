@@ -952,3 +952,12 @@ def test_limits_that_are_too_small_leave_nothing(bundle: Bundle, limit: str) -> 
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert ("too many open files" if "nofile" in limit else "file too large") in done.stderr
     assert not (bundle.states / name).exists()
+
+
+def test_a_cgroups_path_of_thousands_of_levels(bundle: Bundle) -> None:
+    """It is longer than a path may be, and found to be so at once."""
+    bundle.config["linux"]["cgroupsPath"] = "/hostile" + "/a" * 2100
+    begun = time.monotonic()
+    done = bundle.run("/bin/true", timeout=60)
+    assert done.returncode == 1 and "name too long" in done.stderr
+    assert time.monotonic() - begun < 30

@@ -189,7 +189,7 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
 
 def missing(paths: dict[str, str]) -> list[str]:
     """Those of the container's cgroups, and of the directories above them, that are not there yet."""
-    found: list[str] = []
+    found: dict[str, None] = {}
     for path in dict.fromkeys(paths.values()):
         directory = path
         while directory and directory not in found:
@@ -197,9 +197,9 @@ def missing(paths: dict[str, str]) -> list[str]:
                 posix.stat(directory)
                 break
             except OSError:
-                found.append(directory)
+                found[directory] = None
                 directory = directory[: directory.rindex("/")]
-    return found
+    return list(found)
 
 
 class Creation:
