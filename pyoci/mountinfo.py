@@ -8,10 +8,10 @@ from pyoci.errors import PyociError
 
 
 class Row:
-    """One mount: its number, that of the one that it is on, what of its file system, where, of which type, and its peer
-    group (`shared:N`, "" for none)."""
+    """One mount: its number, that of the one that it is on, what of its file system, where, of which type, its options,
+    and its peer group (`shared:N`, "" for none)."""
 
-    __slots__ = ("group", "id", "kind", "parent", "place", "root")
+    __slots__ = ("group", "id", "kind", "options", "parent", "place", "root")
 
     def __init__(self, line: str) -> None:
         fields = line.split(" ")
@@ -20,6 +20,7 @@ class Row:
         self.parent = int(fields[1])
         self.root = unescape(fields[3])
         self.place = unescape(fields[4])
+        self.options = fields[5].split(",")
         self.group = next((word for word in fields[6:end] if word.startswith("shared:")), "")
         self.kind = fields[end + 1]
 

@@ -1,4 +1,4 @@
-"""checkpoint and restore of real containers: what goes on, what is the same afterwards, what is refused and why."""
+"""checkpoint and restore of real containers: what goes on, what is refused and why."""
 
 from __future__ import annotations
 
@@ -8,73 +8,18 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import COUNTER, Images, count, images, works
 from containers import Box, box, needed, processes_of, until
 
-CRIU = shutil.which("criu")
-
-
-def unfit() -> str:
-    """Why CRIU cannot work here, "" if it can."""
-    if os.geteuid() != 0:
-        return ""
-    if CRIU is None:
-        return "no criu here: install criu"
-    done = subprocess.run([CRIU, "check"], capture_output=True, text=True, check=False)
-    # Debian 12's is too old for kernels since 6.11 or so, whose vDSO has grown
-    return "" if done.returncode == 0 else f"criu does not work with this kernel: {done.stderr.partition(chr(10))[0]}"
-
-
-WHY = unfit()
 pytestmark = [*needed]
-works = pytest.mark.skipif(WHY != "", reason=WHY or "-")
-COUNTER = "i=0; while true; do i=$((i+1)); echo $i > /tmp/new; busybox mv /tmp/new /tmp/count; sleep 0.02; done"
-__all__ = ("box",)
-
-
-def count(box: Box) -> int:
-    """What the counter has come to."""
-    return int(box.output("count"))
-
-
-class Images:
-    """Where a container's images are, and the flags that say so."""
-
-    def __init__(self, box: Box) -> None:
-        self.box = box
-        self.images = box.folder / "images"
-        self.work = box.folder / "work"
-
-    def flags(self, name: str = "") -> list[str]:
-        """--image-path and --work-path; nothing of them is there at first."""
-        return ["--image-path", str(self.images / name if name else self.images), "--work-path", str(self.work)]
-
-    def checkpoint(self, *more: str, name: str = "") -> None:
-        """It must succeed without a word."""
-        self.box.ok("checkpoint", *self.flags(name), *more, self.box.id)
-
-    def restore(self, *more: str, name: str = "") -> None:
-        """The same, detached."""
-        words = ["restore", "--detach", "--bundle", str(self.box.bundle), *self.flags(name), *more, self.box.id]
-        with (self.box.folder / "restore.err").open("w+", encoding="utf-8") as error:
-            null = subprocess.DEVNULL
-            done = subprocess.run(
-                self.box.command(*words), stdin=null, stdout=null, stderr=error, timeout=60, check=False
-            )
-            error.seek(0)
-            text = error.read()
-            assert (done.returncode, text) == (0, ""), text
-
-
-@pytest.fixture
-def images(box: Box) -> Iterator[Images]:
-    """Images of the box's container."""
-    yield Images(box)
+__all__ = ("box", "images")
 
 
 @works
@@ -103,65 +48,6 @@ def test_a_counter_goes_on_counting(box: Box, images: Images) -> None:
     until(lambda: box.status() == "stopped")
     box.ok("delete", box.id)
     box.gone()
-
-
-def picture(box: Box) -> dict[str, object]:
-    """What the kernel says of the container's first process, apart from numbers that must differ."""
-    pid = box.pid()
-    lines = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8").splitlines()
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    same = ("Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp:", "Umask", "SigIgn", "SigCgt")
-    # CRIU makes a time namespace, in which the clocks that only go forward go on from where they were
-    ours = {
-        name
-        for name in os.listdir("/proc/self/ns")
-        if not name.startswith("time") and os.readlink(f"/proc/self/ns/{name}") == os.readlink(f"/proc/{pid}/ns/{name}")
-    }
-    return {
-        "mounts": sorted(" ".join(line.split()[3:]) for line in lines),
-        "status": [line for line in status if line.startswith(same)],
-        "limits": Path(f"/proc/{pid}/limits").read_text(encoding="utf-8"),
-        "ours": ours,
-        "cgroup": Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"),
-        "inside": box.exec("cat", "/proc/1/cgroup"),
-        "name": box.exec("hostname"),
-        "masked": box.exec("sh", "-c", "wc -c < /proc/timer_list"),
-    }
-
-
-@works
-def test_all_about_it_is_the_same(box: Box, images: Images) -> None:
-    box.namespace("cgroup")
-    box.config["hostname"] = "still-me"
-    box.process["noNewPrivileges"] = True
-    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW",
-                            "syscalls": [{"names": ["swapon"], "action": "SCMP_ACT_ERRNO"}]}  # fmt: skip
-    (box.folder / "shared").mkdir()
-    (box.folder / "shared/word").write_text("from the host\n")
-    (box.folder / "file").write_text("one file\n")
-    (box.rootfs / "var").mkdir()
-    (box.rootfs / "var/link").symlink_to("/elsewhere")
-    (box.rootfs / "elsewhere").mkdir()
-    box.mount("/shared", "bind", str(box.folder / "shared"), "rbind", "ro")
-    # through a link of the image's
-    box.mount("/var/link/deep", "bind", str(box.folder / "shared"), "bind")
-    box.mount("/etc/file", "bind", str(box.folder / "file"), "bind", "ro")
-    box.start("echo in memory > /dev/shm/kept; " + COUNTER)
-    until(lambda: count(box) > 2)
-    before = picture(box)
-    images.checkpoint()
-    box.gone()
-    images.restore()
-    after = picture(box)
-    for name, value in before.items():
-        # file systems of the container's own are new ones, with numbers of their own
-        if name == "mounts":
-            assert [entry.split()[1] for entry in value] == [entry.split()[1] for entry in after[name]]  # type: ignore[attr-defined]
-        assert after[name] == value, name
-    assert box.exec("cat", "/dev/shm/kept", "/shared/word", "/elsewhere/deep/word", "/etc/file").split("\n") == [
-        "in memory", "from the host", "from the host", "one file", ""
-    ]  # fmt: skip
-    assert "Read-only" in box("exec", box.id, "touch", "/shared/word").stderr
 
 
 @works
@@ -319,50 +205,6 @@ def test_namespaces_by_path(box: Box, images: Images) -> None:
     assert box.exec("hostname") == "outer\n"
 
 
-SERVER = """
-import socket, sys
-listener = socket.create_server(("127.0.0.1", {port}))
-print("ready", file=open("{ready}", "w"), flush=True)
-connection, _ = listener.accept()
-while data := connection.recv(100):
-    connection.sendall(data.upper())
-"""
-
-
-@works
-@pytest.mark.skipif(shutil.which("iptables-restore") is None and shutil.which("nft") is None, reason="needs iptables")
-def test_a_connection(box: Box, images: Images) -> None:
-    """Of the host's network: refused unless asked for, then what is sent comes back as if nothing had happened."""
-    for name in ("usr", "lib", "lib64"):
-        (box.rootfs / name).mkdir(exist_ok=True)
-        box.mount(f"/{name}", "bind", f"/{name}", "rbind", "ro")
-    box.without("network")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ready = box.rootfs / "tmp/ready"
-    (box.rootfs / "tmp/server.py").write_text(SERVER.format(port=port, ready="/tmp/ready"))
-    box.start("exec /usr/bin/python3 /tmp/server.py")
-    until(lambda: ready.exists() and ready.read_text())
-    with socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(b"one")
-        assert client.recv(100) == b"ONE"
-        error = box.fails("checkpoint", *images.flags(), box.id)
-        assert "criu dump failed: " in error and str(images.work / "dump.log") in error, error
-
-        assert box.status() == "running"
-        if "Can't get 1:16 opt" in error:
-            pytest.skip("this criu cannot dump any TCP socket of this kernel, which refuses SO_PASSCRED for them")
-        client.sendall(b"two")
-        assert client.recv(100) == b"TWO"
-        images.checkpoint("--tcp-established")
-        box.gone()
-        client.sendall(b"three")
-        images.restore("--tcp-established")
-        client.settimeout(20)
-        assert client.recv(100) == b"THREE"
-
-
 @works
 def test_hooks_of_restore(box: Box, images: Images) -> None:
     """prestart and createRuntime when namespaces are there, for a network that is made anew; poststop at the end."""
@@ -413,7 +255,7 @@ def test_killed_at_any_moment(box: Box, images: Images) -> None:
         shutil.rmtree(images.images, ignore_errors=True)
     box.start(COUNTER)
     images.checkpoint()
-    words = ["restore", "--detach", "--bundle", str(box.bundle), *images.flags(), box.id]
+    words = images.words()
     for after in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3):
         child = subprocess.Popen(
             box.command(*words), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -456,27 +298,13 @@ def test_images_that_are_none(box: Box, images: Images) -> None:
     """The reason is CRIU's, with the path of its log; nothing is left."""
     box.write()
     images.images.mkdir()
-    words = ["restore", "--detach", "--bundle", str(box.bundle), *images.flags(), box.id]
+    words = images.words()
     assert "it has no inventory.img" in box.fails(*words)
     box.gone()
     (images.images / "inventory.img").write_bytes(b"something else altogether")
     error = box.fails(*words)
     assert "criu restore failed: " in error and f"(log file: {images.work}/restore.log)" in error
     assert "magic" in error.lower() or "inventory" in error, error
-    box.gone()
-
-
-@works
-def test_images_cannot_name_places_on_the_host(box: Box, images: Images) -> None:
-    """Only config.json says what a mount from the host is: without it there, the images alone give nothing."""
-    (box.folder / "secret").mkdir()
-    box.mount("/shared", "bind", str(box.folder / "secret"), "rbind")
-    box.start(COUNTER)
-    images.checkpoint()
-    box.config["mounts"].pop()
-    box.write()
-    error = box.fails("restore", "--detach", "--bundle", str(box.bundle), *images.flags(), box.id)
-    assert "No mapping for" in error, error
     box.gone()
 
 
@@ -496,11 +324,16 @@ def test_what_cannot_be_checkpointed(box: Box, images: Images) -> None:
     assert "not running" in box.fails("checkpoint", *images.flags(), box.id)
 
 
-def test_without_criu(box: Box, images: Images, tmp_path: Path) -> None:
+@pytest.fixture
+def fake() -> Iterator[Path]:
+    """A directory for programs, outside of /tmp, which CRIU does not see."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+def test_without_criu(box: Box, images: Images, fake: Path) -> None:
     """A CRIU that does not work here, or none: the reason is said, and the container runs on."""
     box.start(COUNTER)
-    fake = tmp_path / "bin"
-    fake.mkdir()
     (fake / "criu").write_text("#!/bin/sh\necho 'Error (criu/fake.c:1): no such luck' >&2; exit 1\n")
     (fake / "criu").chmod(0o755)
     error = box.fails("checkpoint", *images.flags(), box.id, env={"PATH": str(fake)})
@@ -522,33 +355,3 @@ def test_restore_of_an_id_that_is_taken(box: Box, images: Images) -> None:
     error = box.fails("restore", "--detach", "--bundle", str(box.bundle), *images.flags(), box.id)
     assert "already exists" in error or "criu: executable" in error
     assert box.status() == "running"
-
-
-def dirty_tracking() -> bool:
-    """Whether the kernel tracks which pages were written (CONFIG_MEM_SOFT_DIRTY)."""
-    return CRIU is not None and subprocess.run(
-        [CRIU, "check", "--feature", "mem_dirty_track"], capture_output=True, check=False
-    ).returncode == 0  # fmt: skip
-
-
-@works
-def test_a_chain_of_memory(box: Box, images: Images) -> None:
-    """--pre-dump while it runs, twice, then what has changed since; --auto-dedup on the way."""
-    if not dirty_tracking():
-        pytest.skip("this kernel does not track written pages (CONFIG_MEM_SOFT_DIRTY)")
-    pid = box.start("word=$(head -c 400000 /dev/urandom | tr -dc 'a-z'); " + COUNTER)
-    until(lambda: count(box) > 2)
-    images.checkpoint("--pre-dump", name="1")
-    assert (box.status(), box.pid()) == ("running", pid)
-    images.checkpoint("--pre-dump", "--parent-path", "../1", name="2")
-    images.checkpoint("--parent-path", "../2", "--auto-dedup", name="3")
-    box.gone()
-
-    def pages(name: str) -> int:
-        return sum(path.stat().st_size for path in (images.images / name).glob("pages-*"))
-
-    assert (images.images / "3/parent").is_symlink()
-    assert pages("3") < pages("1")
-    before = count(box)
-    images.restore(name="3")
-    until(lambda: count(box) > before + 3)

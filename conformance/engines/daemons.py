@@ -13,12 +13,14 @@ class Docker(Engine):
     name = "docker"
     needs = ("dockerd", "docker", "containerd", "script")
     table = checks.DOCKER
+    more: dict[str, object] = {}  # noqa: RUF012 - nobody changes it
 
     def start(self) -> None:
         own = Path(self.runtime).name
         runtimes = {} if own == "runc" else {"runtimes": {own: {"path": self.runtime}}}
         settings = {
             **runtimes,
+            **self.more,
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "storage-driver": "overlay2",
             "data-root": str(self.folder / "data"),

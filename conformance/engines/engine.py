@@ -22,6 +22,11 @@ class Engine:
     needs: tuple[str, ...] = ()
     table: tuple[checks.Check, ...] = ()
 
+    @staticmethod
+    def unfit() -> str:
+        """Why nothing of it can be checked on this machine, or ""."""
+        return ""
+
     def __init__(self, folder: Path, runtime: str, image: Path) -> None:
         self.folder = folder
         self.runtime = runtime

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cri import Cri, tools
+from criu_checks import ContainerdCheckpoint, DockerCheckpoint, PodmanCheckpoint
 from crowd import WORDS, Crowd
 from daemons import Containerd, Docker
 from engine import Engine
@@ -32,7 +33,8 @@ from podman import Buildah, Podman, Rootless
 INSIDE = "PYOCI_ENGINES_INSIDE"
 CGROUPS = Path("/sys/fs/cgroup")
 
-KINDS: tuple[type[Engine], ...] = (Podman, Rootless, Buildah, Docker, Containerd, Cri)
+WITH_CRIU: tuple[type[Engine], ...] = (PodmanCheckpoint, ContainerdCheckpoint, DockerCheckpoint)
+KINDS: tuple[type[Engine], ...] = (Podman, Rootless, Buildah, Docker, Containerd, Cri, *WITH_CRIU)
 ENGINES = {engine.name: engine for engine in KINDS}
 
 
@@ -89,8 +91,10 @@ def run(names: list[str], runtimes: dict[str, str], folder: Path, crowd: int = 0
             result: dict[str, Any] = {}
             if missing:
                 result = {"skipped": f"not installed: {', '.join(missing)}"}
+            elif why := kind.unfit():
+                result = {"skipped": why}
             else:
-                engine = kind(folder / f"{name[0]}{label}", path, image)
+                engine = kind(folder / f"{name[0]}{name[-1]}{label}", path, image)
                 try:
                     engine.start()
                     if crowd:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # names of namespaces that are not the container's own, as runc has them in its images
 NETWORK, PIDS = "extRootNetNS", "extRootPidNS"
 DESCRIPTORS = "descriptors.json"
-RPC, STATUS = 3, 4
+RPC = 3
 PATIENCE = 10_000  # milliseconds for processes that CRIU has killed to end
 
 
@@ -50,8 +50,9 @@ class CheckpointOptions:
         self.tcp_close = self.tcp_established = self.tcp_skip_in_flight = False
 
 
-def common(options: CheckpointOptions, spec: Spec, image: int, log: str) -> list[tuple[str, rpc.Value]]:
-    """The fields that dump and restore share; `image` is a descriptor that CRIU opens again through /proc."""
+def common(options: CheckpointOptions, config: str, image: int, log: str) -> list[tuple[str, rpc.Value]]:
+    """The fields that dump and restore share; `image` is a descriptor that CRIU opens again through /proc, `config` the
+    path of CRIU's own configuration, or ""."""
     fields: list[tuple[str, rpc.Value]] = [
         ("images_dir_fd", image),
         ("log_level", service.LOG_LEVEL),
@@ -77,7 +78,6 @@ def common(options: CheckpointOptions, spec: Spec, image: int, log: str) -> list
             fields.append((name, True))
     if options.network_lock:
         fields.append(("network_lock", rpc.NETWORK_LOCKS[options.network_lock]))
-    config = config_file(spec)
     if config:
         fields.append(("config_file", config))
     return fields
@@ -125,6 +125,9 @@ def check(spec: Spec) -> None:
     mount = next((entry for entry in spec.linux.namespaces if entry.type == "mount"), None)
     if mount is None or mount.path:
         raise PyociError("/linux/namespaces: a container is checkpointed with a mount namespace of its own only")
+    for index, entry in enumerate(spec.mounts):
+        if entry.uid_mappings or "idmap" in entry.options or "ridmap" in entry.options:
+            raise PyociError(f"/mounts/{index}: CRIU knows no id-mapped mounts: restored, its files would be others'")
 
 
 def _dump(state: State, spec: Spec, options: CheckpointOptions) -> None:
@@ -134,13 +137,14 @@ def _dump(state: State, spec: Spec, options: CheckpointOptions) -> None:
     try:
         criu = service.Service(work, "dump.log", options.work_path or options.image_path)
         try:
-            fields = common(options, spec, image, "dump.log")
+            fields = common(options, config_file(spec), image, "dump.log")
             fields += [("pid", state.pid), ("work_dir_fd", work), ("leave_running", options.leave_running)]
             fields += _external(state, spec)
             # Of other hierarchies it would take all that there is, other containers' included, and restore would make
             # that again below this one's.
             names = dict.fromkeys(name.removeprefix("name=") for name in state.cgroup_paths)
-            fields += [("cgroup_dump_controller", name) for name in names if name]
+            # v2 has no name: alone it must be said, or v1's that are mounted nowhere would be taken
+            fields += [("cgroup_dump_controller", name) for name in names if name or len(names) == 1]
             if options.parent_path:
                 fields.append(("parent_img", options.parent_path))
             if options.parent_path or options.pre_dump:
@@ -148,7 +152,8 @@ def _dump(state: State, spec: Spec, options: CheckpointOptions) -> None:
             if options.page_server:
                 fields.append(("ps", _page_server(options.page_server)))
             if options.status_fd >= 0:
-                fields.append(("status_fd", STATUS))
+                # of ours, as the directories are: CRIU opens it through /proc
+                fields.append(("status_fd", options.status_fd))
             cgroup = state.cgroup_paths.get("freezer") or state.cgroup_paths.get("")
             if cgroup:
                 fields.append(("freeze_cgroup", cgroup))
@@ -156,7 +161,7 @@ def _dump(state: State, spec: Spec, options: CheckpointOptions) -> None:
             fields += [("external", key) for key in outside]
             if not options.pre_dump:
                 _write(image, DESCRIPTORS, kept)
-            child = _spawn(program, criu, options.status_fd)
+            child = _spawn(program, criu)
             try:
                 criu.ask(rpc.PRE_DUMP if options.pre_dump else rpc.DUMP, fields, _notified)
             finally:
@@ -208,13 +213,11 @@ def _write(folder: int, name: str, value: object) -> None:
         raise PyociError(f"--image-path: write {name}: {words(error.errno or 0)}") from None
 
 
-def _spawn(program: str, criu: service.Service, status_fd: int) -> int:
+def _spawn(program: str, criu: service.Service) -> int:
     null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
     actions: list[tuple[int, ...]] = []
     high: list[int] = []
     wanted = {0: null, 1: criu.output, 2: criu.output, RPC: criu.theirs.fileno()}
-    if status_fd >= 0:
-        wanted[STATUS] = status_fd
     try:
         for number, source in wanted.items():
             moved = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 10)

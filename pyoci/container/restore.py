@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import posix
+import stat
 
-from pyoci.container.checkpoint import DESCRIPTORS, NETWORK, PIDS, check, common
+from pyoci.container.checkpoint import DESCRIPTORS, NETWORK, PIDS, check, common, config_file
 from pyoci.container.create import Blueprint, Creation, check_directory, check_terminal, look, read_config
 from pyoci.container.perform import run_container_hooks, write_pid_file
-from pyoci.criu import external, rpc, service
+from pyoci.criu import rpc, service
+from pyoci.criu.external import of_host
 from pyoci.errors import PyociError
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Session, run_ops, template
 from pyoci.options import absolute, read_document
 from pyoci.plan.container import PlanOptions
+from pyoci.plan.external import ROOT, SHOWN, External, external
 from pyoci.plan.namespaces import Namespaces
-from pyoci.plan.restoring import FDS, plan_restore
+from pyoci.plan.restoring import FDS, cgroups_of, plan_restore
 from pyoci.program import assemble, leading
 from pyoci.spec.load import load
 
@@ -24,9 +27,10 @@ if TYPE_CHECKING:
     from pyoci.options import CreateOptions
     from pyoci.spec.types import Spec
 
-TOP = "criu-root"  # in the state directory: where CRIU finds the container's root
+OUTSIDE = "criu-outside"  # in the state directory: where CRIU's file system is put together
 LOG = "restore.log"
 STREAMS = ("in", "out", "err")
+KILL = 9
 REPLACED = ("pipe:[", "socket:[", "file[", "tty[")
 
 
@@ -35,17 +39,20 @@ def restore(options: CreateOptions, images: CheckpointOptions, lsm_profile: str,
     if posix.geteuid() != 0:
         raise PyociError("restore: CRIU needs root's rights")
     program = service.find()
-    blueprint = draw(options, images, program)
-    restoration = Restoration(options, blueprint, images)
+    if program.startswith(f"{SHOWN}/"):
+        raise PyociError(f"{program}: restore gives CRIU another {SHOWN}, so it cannot be started from there")
+    blueprint, outside = draw(options, images, program)
+    restoration = Restoration(options, blueprint, images, outside)
     restoration.lsm = [
         field for field in (("lsm_profile", lsm_profile), ("lsm_mount_context", lsm_mount_context)) if field[1]
     ]
+    restoration.profile = lsm_profile
     restoration.build()
     return restoration.attend()
 
 
-def draw(options: CreateOptions, images: CheckpointOptions, program: str) -> Blueprint:
-    """Read, check and plan, as create does."""
+def draw(options: CreateOptions, images: CheckpointOptions, program: str) -> tuple[Blueprint, list[External]]:
+    """Read, check and plan, as create does; and what comes from the host."""
     bundle = absolute(options.bundle)
     data = read_config(bundle)
     spec = load(data)
@@ -59,22 +66,28 @@ def draw(options: CreateOptions, images: CheckpointOptions, program: str) -> Blu
         options.id, bundle, listen=False, cgroup_manager=options.cgroup_manager, rootless=options.rootless
     )
     given = ["control", "rpc", "in", "out", "err"]
-    if images.status_fd >= 0:
-        given.append("status")
     given += [name for name in ("network", "pid") if name in Namespaces(spec.linux).joined]
-    top = f"{absolute(options.root)}/{options.id}/{TOP}"
-    plan = plan_restore(spec, host, plan_options, program, top, images.work_path or images.image_path, given)
-    return Blueprint(spec, data, host, plan_options, plan, bundle, {})
+    folder = f"{absolute(options.root)}/{options.id}/{OUTSIDE}"
+    cgroups = cgroups_of(spec, host, plan_options)
+    outside = external(spec, host, bundle, cgroups.paths)
+    work = images.work_path or images.image_path
+    plan = plan_restore(spec, host, plan_options, cgroups, outside, program, folder, work, given)
+    return Blueprint(spec, data, host, plan_options, plan, bundle, {}), outside
 
 
 class Restoration(Creation):
     """One restore under way: what is made, remembered and undone is as for create; CRIU takes init's place."""
 
-    __slots__ = ("images", "lsm", "master")
+    __slots__ = ("images", "lsm", "master", "outside", "profile", "unfit")
 
-    def __init__(self, options: CreateOptions, blueprint: Blueprint, images: CheckpointOptions) -> None:
+    def __init__(
+        self, options: CreateOptions, blueprint: Blueprint, images: CheckpointOptions, outside: list[External]
+    ) -> None:
         self.images = images
+        self.outside = outside
         self.lsm: list[tuple[str, rpc.Value]] = []
+        self.profile = ""
+        self.unfit: list[int] = []  # those of our streams that cannot take the place of the container's
         self.master = -1
         super().__init__(options, blueprint, False)
 
@@ -83,7 +96,7 @@ class Restoration(Creation):
         plan = blueprint.plan
         self.announce()
         store.write("config.json", blueprint.data)
-        posix.mkdir(TOP, 0o700, dir_fd=store.fd)
+        posix.mkdir(OUTSIDE, 0o700, dir_fd=store.fd)
         ops = plan.ops
         first = leading(ops)
         arch = blueprint.host.arch
@@ -97,6 +110,7 @@ class Restoration(Creation):
         images, blueprint = self.images, self.blueprint
         image = posix.open(images.image_path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
         opened = [image]
+        service.let_in(image, blueprint.spec)
         criu = None
         try:
             work = service.directory(images.work_path or images.image_path, "--work-path")
@@ -105,12 +119,14 @@ class Restoration(Creation):
             null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
             opened.append(null)
             given = {"rpc": criu.theirs.fileno()}
-            keys = dict(self._streams(image))
+            kept = self._kept(image)
             for number, name in enumerate(STREAMS):
-                given[name] = posix.dup(number if _fits(keys.get(name, ""), number) else null)
+                if not _fits(kept[number], number):
+                    self.unfit.append(number)
+                given[name] = posix.dup(null if number in self.unfit else number)
                 opened.append(given[name])
-            if images.status_fd >= 0:
-                given["status"] = images.status_fd
+                if kept[number]:
+                    _own(given[name], blueprint.spec)
             joined = Namespaces(blueprint.spec.linux).joined
             for name in ("network", "pid"):
                 if name in joined:
@@ -125,7 +141,15 @@ class Restoration(Creation):
                 opened.append(theirs)
             except (FileNotFoundError, ProcessLookupError):
                 pass  # it has ended already: it is asked nevertheless, and what it has said is the answer
-            criu.ask(rpc.RESTORE, self._fields(image, theirs), self._notified)
+            try:
+                # by our descriptor: CRIU has another /tmp
+                config = config_file(blueprint.spec)
+                if config:
+                    opened.append(posix.open(config, posix.O_RDONLY | posix.O_CLOEXEC))
+                    config = f"/proc/{posix.getpid()}/fd/{opened[-1]}"
+                criu.ask(rpc.RESTORE, self._fields(image, theirs, config), self._notified)
+            except PyociError as error:
+                raise self._explain_streams(error) from None
         finally:
             if criu is not None:
                 criu.close()
@@ -135,10 +159,32 @@ class Restoration(Creation):
         posix.waitpid(session.pid, 0)
         session.pid = self.state.pid
         try:
-            posix.rmdir(TOP, dir_fd=self.store.fd)
+            posix.rmdir(OUTSIDE, dir_fd=self.store.fd)
         except OSError:
             pass  # delete removes it with the rest
         self._restored()
+        self._warn()
+
+    def _explain_streams(self, error: PyociError) -> PyociError:
+        """What CRIU means by a bad mode."""
+        if "has bad mode" not in str(error):
+            return error
+        ours = ", ".join(f"{number} is a {_kind(number)}" for number in range(3))
+        return PyociError(
+            f"{error}; a file that was the container's standard stream needs one of the same kind and permissions in"
+            f" its place: of restore's descriptors {ours}"
+        )
+
+    def _warn(self) -> None:
+        """Of what we were given and the container does not use."""
+        from pyoci import log
+
+        for number in self.unfit:
+            if number and _kind(number) != "/dev/null":
+                log.warning(
+                    f"restore: what the container writes to descriptor {number} goes to /dev/null, as it did before:"
+                    f" CRIU can put a file in its place, and no {_kind(number)}"
+                )
 
     def _namespace(self, kind: str, index: int, path: str) -> int:
         try:
@@ -146,39 +192,42 @@ class Restoration(Creation):
         except OSError as error:
             raise PyociError(f"/linux/namespaces/{index}/path: open {path}: {error.strerror}") from None
 
-    def _fields(self, image: int, work: int) -> list[tuple[str, rpc.Value]]:
+    def _fields(self, image: int, work: int, config: str) -> list[tuple[str, rpc.Value]]:
         images, blueprint, state = self.images, self.blueprint, self.state
         spec = blueprint.spec
-        fields = common(images, spec, image, LOG)
-        fields += [("work_dir_fd", work), ("root", f"{self.store.path}/{TOP}"), ("rst_sibling", True), *self.lsm]
+        fields = common(images, config, image, LOG)
+        fields += [("work_dir_fd", work), ("root", f"{SHOWN}/{ROOT}"), ("rst_sibling", True), *self.lsm]
         if images.status_fd >= 0:
-            fields.append(("status_fd", FDS["status"]))
-        for name, path in external.of_host(spec, blueprint.bundle, state.cgroup_paths):
+            fields.append(("status_fd", images.status_fd))
+        for name, path in of_host(self.outside, SHOWN):
             fields.append(("ext_mnt", rpc.encode("ext_mount_map", [("key", name), ("val", path)])))
         for controller, path in state.cgroup_paths.items():
             mount = blueprint.host.cgroup_mounts.get(controller, "")
             entry = [("ctrl", controller.removeprefix("name=")), ("path", path.removeprefix(mount) or "/")]
             fields.append(("cg_root", rpc.encode("cgroup_root", entry if controller else entry[1:])))
         fields += _join(spec)
-        fields += [_inherit(key, FDS[name]) for name, key in self._streams(image)]
+        # one for all that were the same
+        kept = self._kept(image)
+        first = {key: STREAMS[kept.index(key)] for key in kept if key}
+        fields += [_inherit(key, FDS[name]) for key, name in first.items()]
         return fields
 
-    def _streams(self, image: int) -> list[tuple[str, str]]:
-        """Our standard streams for those that the container had from its caller: (of `STREAMS`, CRIU's name)."""
+    def _kept(self, image: int) -> list[str]:
+        """CRIU's names of the standard streams that the container had from its caller; "" for none."""
+        found = ["", "", ""]
         try:
             data = read_document(f"/proc/self/fd/{image}/{DESCRIPTORS}", DESCRIPTORS, regular=True)
             from pyoci.jsontext import loads
 
             kept = loads(data)
         except (PyociError, ValueError):
-            return []
-        found: dict[str, str] = {}
+            return found
         if isinstance(kept, list):
-            for name, key in zip(STREAMS, kept, strict=False):
+            for number, key in enumerate(kept[:3]):
                 # nothing but these: a name of a file in the container is not to be replaced by a descriptor of ours
                 if isinstance(key, str) and key.startswith(REPLACED):
-                    found.setdefault(key, name)
-        return [(name, key) for key, name in found.items()]
+                    found[number] = key
+        return found
 
     def _notified(self, script: str, pid: int, descriptor: int) -> None:
         state = self.state
@@ -195,6 +244,21 @@ class Restoration(Creation):
         elif script == "post-restore":
             self.performer.know(pid)
             self.store.save(state)
+        elif script == "pre-resume":
+            from pyoci.container.restored import check as check_confinement
+
+            assert self.session is not None
+            try:
+                check_confinement(self.blueprint.spec, state, self.session.pid, self.profile)
+            except BaseException:
+                # whatever is answered now, CRIU lets them go on
+                from pyoci.cgroup.live import kill_all
+                from pyoci.container.restored import descendants
+
+                for one in descendants(state.pid):
+                    posix.kill(one, KILL)
+                kill_all(state.cgroup_paths)
+                raise
 
     def _terminal(self, master: int) -> None:
         if self.options.console_socket:
@@ -249,6 +313,33 @@ def _fits(key: str, number: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _own(fd: int, spec: Spec) -> None:
+    """A stream becomes the user's, as create makes it, or root of a user namespace could not open it again for CRIU."""
+    uid = spec.process.user.uid if spec.process is not None else 0
+    for entry in spec.linux.uid_mappings:
+        if entry.container_id <= uid < entry.container_id + entry.size:
+            uid += entry.host_id - entry.container_id
+            break
+    if uid and not stat.S_ISCHR(posix.fstat(fd).st_mode):
+        try:
+            posix.chown(fd, uid, -1)
+        except OSError:
+            pass  # on a file system that is read-only, or that has no owners
+
+
+def _kind(number: int) -> str:
+    """What a descriptor of ours is, in a word."""
+    try:
+        link = posix.readlink(f"/proc/self/fd/{number}")
+        mode = posix.fstat(number).st_mode
+    except OSError:
+        return "closed one"
+    for known, name in ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISREG, "file")):
+        if known(mode):
+            return f"{name} (mode {mode & 0o7777:o})" if name == "file" else name
+    return link
 
 
 def _inherit(key: str, fd: int) -> tuple[str, rpc.Value]:

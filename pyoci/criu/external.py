@@ -10,22 +10,17 @@ import posix
 from stat import S_ISCHR
 
 from pyoci.mountinfo import mount_of, rows
-from pyoci.plan.paths import parts
+from pyoci.plan.external import clean, device_paths
 from pyoci.tree import find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyoci.plan.external import External
     from pyoci.spec.types import Mount, Spec
 
-NULL = "/dev/null"
 TTYS = (4, 5, *range(136, 144))  # majors of terminals (Documentation/admin-guide/devices.txt)
-
-
-def clean(path: str) -> str:
-    """A destination of config.json, as one name for one place."""
-    return "/" + "/".join(parts(path))
 
 
 def is_bind(mount: Mount) -> bool:
@@ -55,11 +50,10 @@ def of_container(pid: int, spec: Spec) -> list[tuple[str, str]]:
         # an empty file system over a masked directory is the container's own; so is a device that nothing is mounted on
         if name in binds or (S_ISCHR(mode) and row.place.rpartition("/")[2] == name.rpartition("/")[2]):
             found[row.id] = name
-    # cgroups are bound where they are not mounted anew: v2 is, in a cgroup namespace (pyoci.plan.mounts)
-    anew = any(entry.type == "cgroup" for entry in spec.linux.namespaces)
-    old = any(row.kind == "cgroup" for row in there.values())
+    # cgroups are the host's, and not to be mounted anew: outside of the container's cgroup namespace CRIU's mount of
+    # cgroup2 would take away the options that all of the machine's have (nsdelegate; cgroups(7))
     for row in there.values():
-        if row.kind == "cgroup" or (row.kind == "cgroup2" and (old or not anew)):
+        if row.kind in ("cgroup", "cgroup2"):
             found.setdefault(row.id, row.place)
     # what came with a recursive bind
     for row in there.values():
@@ -74,37 +68,17 @@ def _below(place: str, above: str) -> bool:
     return place.startswith(above.rstrip("/") + "/")
 
 
-def device_paths(spec: Spec) -> list[str]:
-    """Where devices are: bind mounts in a user namespace."""
-    names = ("null", "zero", "full", "random", "urandom", "tty")
-    return [*(f"/dev/{name}" for name in names), *(device.path for device in spec.linux.devices)]
-
-
-def of_host(spec: Spec, bundle: str, cgroup_paths: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(name in the images, path on the host) of all that config.json can mean by a name."""
-    from pyoci.plan.mounts import source_path
-
-    directories: dict[str, list[str]] = {}
-    for controller, path in cgroup_paths.items():
-        directories.setdefault(path, []).append(controller.removeprefix("name=") or "unified")
-    for mount in spec.mounts:
-        if mount.type in ("cgroup", "cgroup2"):
-            for path, names in directories.items():
-                yield clean(f"{mount.destination}/{','.join(names)}"), path
-            yield clean(mount.destination), cgroup_paths.get("", "")
-    for path in spec.linux.masked_paths:
-        yield clean(path), NULL
-    for path in device_paths(spec):
-        yield clean(path), clean(path)
+def of_host(mounts: list[External], folder: str) -> Iterator[tuple[str, str]]:
+    """(name in the images, path for CRIU) of all that config.json can mean by a name."""
     mounted = list(rows().values())
-    for mount in spec.mounts:
-        if is_bind(mount):
-            source, name = source_path(mount, bundle), clean(mount.destination)
-            yield name, source
-            if "rbind" in mount.options:
-                for row in mounted:
-                    if _below(row.place, source) and source != "/":
-                        yield name + row.place[len(source.rstrip("/")) :], row.place
+    for mount in mounts:
+        path = f"{folder}/{mount.label}"
+        yield mount.name, path
+        if mount.options is not None and mount.options.recursive:
+            for row in mounted:
+                if _below(row.place, mount.source) and mount.source != "/":
+                    below = row.place[len(mount.source.rstrip("/")) :]
+                    yield mount.name + below, path + below
 
 
 def stdio(pid: int) -> tuple[list[str], list[str]]:

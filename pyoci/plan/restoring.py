@@ -11,32 +11,46 @@ from pyoci.kernel import flags as k
 from pyoci.plan.cgroups import plan_cgroups
 from pyoci.plan.container import ContainerPlan, root_path
 from pyoci.plan.entry import default_signals
-from pyoci.plan.mounts import ATTR_SIZE, source_path
+from pyoci.plan.external import RESTORE, ROOT, begin, external_ops, finish
+from pyoci.plan.mounts import ATTR_SIZE, move_op, setattr_op, source_path
 from pyoci.plan.ops import Op, Ref, Struct, Vector
-from pyoci.plan.paths import HANDLE, close, on_host, place
+from pyoci.plan.paths import EXACT, HANDLE, close, on_host, openat2, place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyoci.host import Host
+    from pyoci.plan.cgroups import CgroupPlan
     from pyoci.plan.container import PlanOptions
+    from pyoci.plan.external import External
     from pyoci.spec.types import Spec
 
-RESTORE = "restore"
 # CRIU's descriptors; behind them are those of namespaces by path
-FDS = {"control": 3, "rpc": 4, "in": 5, "out": 6, "err": 7, "status": 8, "network": 9, "pid": 10}
+FDS = {"control": 3, "rpc": 4, "in": 5, "out": 6, "err": 7, "network": 8, "pid": 9}
 ENVIRONMENT = (b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",)
 KILL = 9
 
 
-def plan_restore(  # noqa: PLR0913 - the inputs are these
-    spec: Spec, host: Host, options: PlanOptions, program: str, top: str, work: str, given: Sequence[str]
-) -> ContainerPlan:
-    """Ops that start CRIU's `program` in the directory `work`; the container's root is at `top`; `given` names those of
-    `FDS` that it gets."""
+def cgroups_of(spec: Spec, host: Host, options: PlanOptions) -> CgroupPlan:
+    """As for create."""
     rootless = host.euid != 0 if options.rootless is None else options.rootless
-    cgroups = plan_cgroups(spec, host, options.id, rootless, options.cgroup_manager)
+    return plan_cgroups(spec, host, options.id, rootless, options.cgroup_manager)
+
+
+def plan_restore(  # noqa: PLR0913 - the inputs are these
+    spec: Spec,
+    host: Host,
+    options: PlanOptions,
+    cgroups: CgroupPlan,
+    outside: list[External],
+    program: str,
+    folder: str,
+    work: str,
+    given: Sequence[str],
+) -> ContainerPlan:
+    """Ops that start CRIU's `program` in the directory `work`, with what is `outside` of the container and its root;
+    `folder` is empty and ours, `given` names those of `FDS` that CRIU gets."""
     last = max(FDS.values())
     ops: list[Op] = list(cgroups.create)
     ops.append(Op("close_range", (last + 1, k.UINT_MAX, 0), RESTORE))
@@ -59,25 +73,30 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     ops.append(Op("setsid", (), RESTORE))
     slave = Struct("mount_attr", propagation=k.MS_SLAVE)
     ops.append(Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, slave, ATTR_SIZE), RESTORE))
-    ops += _root(spec, host, options, top)
+    ops += begin(folder)
+    ops += external_ops(outside)
+    ops += _root(spec, host, options)
     # CRIU mounts things below its working directory, so that has to be one of its mount namespace
     ops.append(Op("openat", (k.AT_FDCWD, on_host(work), HANDLE | k.O_DIRECTORY), RESTORE, "work"))
     ops.append(Op("fchdir", (Ref("work"),), RESTORE))
     ops.append(close("work", RESTORE))
+    ops += finish()
     argv = [program.encode(), b"swrk", str(FDS["rpc"]).encode()]
     ops.append(Op("execve", (program.encode(), Vector(argv), Vector(list(ENVIRONMENT))), RESTORE))
     return ContainerPlan(ops, FDS, cgroups)
 
 
-def _root(spec: Spec, host: Host, options: PlanOptions, top: str) -> list[Op]:
+def _root(spec: Spec, host: Host, options: PlanOptions) -> list[Op]:
     """The root where CRIU wants it, with a place for each mount: the images may be from another machine."""
     path = on_host(root_path(spec, options.bundle))
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE
     ops = [
         Op("open_tree", (k.AT_FDCWD, path, flags), "/root/path", "tree"),
-        Op("move_mount", (Ref("tree"), b"", k.AT_FDCWD, on_host(top), k.MOVE_MOUNT_F_EMPTY_PATH), "/root/path"),
+        openat2("outside", ROOT.encode(), HANDLE, EXACT, "/root/path", "target"),
+        move_op("tree", "target", "/root/path"),
+        close("target", "/root/path"),
         close("tree", "/root/path"),
-        Op("openat", (k.AT_FDCWD, on_host(top), HANDLE | k.O_DIRECTORY), "/root/path", "rootfs"),
+        openat2("outside", ROOT.encode(), HANDLE, EXACT, "/root/path", "rootfs"),
     ]
     mounted: list[str] = []
     for index, mount in enumerate(spec.mounts):
@@ -90,5 +109,8 @@ def _root(spec: Spec, host: Host, options: PlanOptions, top: str) -> list[Op]:
             ops += place(destination, "file" if bind and kind == "file" else "dir", origin, "place")
             ops.append(close("place", origin))
         mounted.append(destination)
+    if spec.root is not None and spec.root.readonly:
+        # CRIU before 4.2 leaves the root as it finds it
+        ops.append(setattr_op("rootfs", k.AT_EMPTY_PATH, "/root/readonly", k.MOUNT_ATTR_RDONLY))
     ops.append(close("rootfs", "/root/path"))
     return ops

@@ -1,0 +1,141 @@
+"""Mounts from the host that `restore` gives to CRIU: each made beforehand with all that config.json asks of it.
+
+CRIU binds what it is shown and then sets the flags that the images have; the second of two mounts of one file system it
+leaves as it found it.  So it finds them finished: read-only is what config.json calls read-only.  They are in a file
+system of their own, which is /tmp in the mount namespace that ends with CRIU: root of a user namespace, who does
+most of the work there, would not get through the directories above a state or a source.
+"""
+
+from __future__ import annotations
+
+from stat import S_IFREG
+
+from pyoci.kernel import flags as k
+from pyoci.plan.mounts import TREE, move_op, setattr_op, source_path
+from pyoci.plan.ops import Op, Ref
+from pyoci.plan.options import MountOptions
+from pyoci.plan.paths import EXACT, HANDLE, close, on_host, openat2, parts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyoci.host import Host
+    from pyoci.spec.types import Spec
+
+NULL = "/dev/null"
+RESTORE = "restore"
+# where CRIU finds everything, and the container's root below it
+SHOWN, ROOT = "/tmp", "root"
+CLONE = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+
+
+class External:
+    """One mount: `name` in the images, `source` on the host, `label` below the directory that CRIU is shown; `kind` is
+    dir or file.  `options` None leaves it as it is on the host."""
+
+    __slots__ = ("kind", "label", "name", "options", "origin", "source")
+
+    def __init__(
+        self, name: str, source: str, label: str, kind: str, origin: str, options: MountOptions | None
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.label = label
+        self.kind = kind
+        self.origin = origin
+        self.options = options
+
+
+def clean(path: str) -> str:
+    """A destination of config.json, as one name for one place."""
+    return "/" + "/".join(parts(path))
+
+
+def device_paths(spec: Spec) -> list[str]:
+    """Where devices are: bind mounts in a user namespace."""
+    return [*(f"/dev/{name}" for name in DEVICES), *(device.path for device in spec.linux.devices)]
+
+
+def external(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str]) -> list[External]:
+    """All that config.json takes from the host, by what it is called in the images; of two at one place the later one,
+    which is the one that is seen."""
+    found: dict[str, External] = {}
+
+    def add(name: str, source: str, label: str, kind: str, origin: str, options: MountOptions | None = None) -> None:
+        # last, as it is mounted
+        found.pop(name, None)
+        found[name] = External(name, source, label, kind, origin, options)
+
+    for path in spec.linux.masked_paths:
+        add(clean(path), NULL, "null", "file", "/linux/maskedPaths")
+    if any(entry.type == "user" for entry in spec.linux.namespaces):
+        for number, path in enumerate(device_paths(spec)):
+            add(clean(path), clean(path), f"device{number}", "file", "/linux/devices")
+    directories: dict[str, list[str]] = {}
+    for controller, path in cgroup_paths.items():
+        directories.setdefault(path, []).append(controller.removeprefix("name=") or "unified")
+    for index, mount in enumerate(spec.mounts):
+        origin, options = f"/mounts/{index}", MountOptions(mount.options)
+        if options.remount:
+            continue
+        if options.bind or mount.type == "bind":
+            source = source_path(mount, bundle)
+            kind = "dir" if host.source_types.get(source, "dir") == "dir" else "file"
+            add(clean(mount.destination), source, f"mount{index}", kind, origin, options)
+        elif mount.type == "cgroup" and host.cgroup_mode != "v2":
+            for number, (path, names) in enumerate(directories.items()):
+                place = clean(f"{mount.destination}/{','.join(names)}")
+                add(place, path, f"cgroup{index}_{number}", "dir", origin, options)
+        elif mount.type in ("cgroup", "cgroup2"):
+            path = cgroup_paths.get("", "/sys/fs/cgroup")
+            add(clean(mount.destination), path, f"cgroup{index}", "dir", origin, options)
+    return list(found.values())
+
+
+def begin(folder: str) -> list[Op]:
+    """`@outside`, a file system mounted at `folder`, for the container's root and all that is `external`."""
+    return [
+        Op("fsopen", (b"tmpfs", k.FSOPEN_CLOEXEC), RESTORE, "fs"),
+        Op("fsconfig", (Ref("fs"), k.FSCONFIG_CMD_CREATE, 0, 0, 0), RESTORE),
+        Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, 0), RESTORE, "outside"),
+        close("fs", RESTORE),
+        Op("move_mount", (Ref("outside"), b"", k.AT_FDCWD, on_host(folder), k.MOVE_MOUNT_F_EMPTY_PATH), RESTORE),
+        Op("mkdirat", (Ref("outside"), ROOT.encode(), 0o755), RESTORE),
+    ]
+
+
+def finish() -> list[Op]:
+    """It becomes /tmp once nothing of what was there is needed."""
+    flags = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_SYMLINKS
+    return [
+        Op("move_mount", (Ref("outside"), b"", k.AT_FDCWD, SHOWN.encode(), flags), RESTORE),
+        close("outside", RESTORE),
+    ]
+
+
+def external_ops(mounts: list[External]) -> list[Op]:
+    """Ops that leave each mount at its label in `@outside`."""
+    ops: list[Op] = []
+    made: set[str] = set()
+    for mount in mounts:
+        if mount.label in made:
+            continue
+        made.add(mount.label)
+        label, options, origin = mount.label.encode(), mount.options, mount.origin
+        if mount.kind == "dir":
+            ops.append(Op("mkdirat", (Ref("outside"), label, 0o700), origin))
+        else:
+            ops.append(Op("mknodat", (Ref("outside"), label, S_IFREG | 0o600, 0), origin))
+        flags = CLONE | (k.AT_RECURSIVE if options is not None and options.recursive else 0)
+        hint = f"the source {mount.source} is on the host"
+        ops.append(Op("open_tree", (k.AT_FDCWD, on_host(mount.source), flags), origin, "tree", hint=hint))
+        if options is not None:
+            # how changes of the host's reach it is config.json's as well
+            on, off = options.tree_attr
+            ops.append(setattr_op("tree", TREE, origin, on, off, options.tree_propagation or k.MS_SLAVE))
+            on, off = options.attr
+            if on or off or options.propagation:
+                ops.append(setattr_op("tree", k.AT_EMPTY_PATH, origin, on, off, options.propagation))
+        ops.append(openat2("outside", label, HANDLE, EXACT, origin, "target"))
+        ops += [move_op("tree", "target", origin), close("target", origin), close("tree", origin)]
+    return ops

@@ -1,0 +1,88 @@
+"""What tests of checkpoint and restore share: whether CRIU works here, and a container's images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from containers import Box, box
+
+CRIU = shutil.which("criu")
+
+
+def unfit() -> str:
+    """Why CRIU cannot work here, "" if it can."""
+    if os.geteuid() != 0:
+        return ""
+    if CRIU is None:
+        return "no criu here: install criu"
+    done = subprocess.run([CRIU, "check"], capture_output=True, text=True, check=False)
+    # Debian 12's is too old for kernels since 6.11 or so, whose vDSO has grown
+    return "" if done.returncode == 0 else f"criu does not work with this kernel: {done.stderr.partition(chr(10))[0]}"
+
+
+WHY = unfit()
+works = pytest.mark.skipif(WHY != "", reason=WHY or "-")
+COUNTER = "i=0; while true; do i=$((i+1)); echo $i > /tmp/new; busybox mv /tmp/new /tmp/count; sleep 0.02; done"
+__all__ = ("COUNTER", "CRIU", "Images", "box", "count", "images", "works")
+
+
+def count(box: Box) -> int:
+    """What the counter has come to."""
+    return int(box.output("count"))
+
+
+class Images:
+    """Where a container's images are, and the flags that say so."""
+
+    def __init__(self, box: Box) -> None:
+        self.box = box
+        self.images = box.folder / "images"
+        self.work = box.folder / "work"
+
+    def flags(self, name: str = "") -> list[str]:
+        """--image-path and --work-path; nothing of them is there at first."""
+        return ["--image-path", str(self.images / name if name else self.images), "--work-path", str(self.work)]
+
+    def checkpoint(self, *more: str, name: str = "") -> None:
+        """It must succeed without a word."""
+        self.box.ok("checkpoint", *self.flags(name), *more, self.box.id)
+
+    def words(self, *more: str, name: str = "", id: str = "") -> list[str]:
+        """What restore is called with, detached."""
+        return ["restore", "--detach", "--bundle", str(self.box.bundle), *self.flags(name), *more, id or self.box.id]
+
+    def restore(self, *more: str, name: str = "", id: str = "", stderr: str = "", **streams: Any) -> None:
+        """It must succeed, saying nothing but `stderr`; its streams are /dev/null unless given."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} | streams
+        with (self.box.folder / "restore.err").open("w+", encoding="utf-8") as error:
+            words = self.box.command(*self.words(*more, name=name, id=id))
+            done = subprocess.run(words, stderr=error, timeout=60, check=False, **streams)
+            error.seek(0)
+            text = error.read()
+        assert done.returncode == 0, text
+        assert text == "" if not stderr else stderr in text, text
+
+    def refused(self, *more: str, stdout: int = subprocess.DEVNULL) -> str:
+        """The one line that a restore says that must fail; nothing is left of the container."""
+        self.box.write()
+        null = subprocess.DEVNULL
+        with (self.box.folder / "restore.err").open("w+", encoding="utf-8") as error:
+            words = self.box.command(*self.words(*more))
+            done = subprocess.run(words, stdin=null, stdout=stdout, stderr=error, timeout=60, check=False)
+            error.seek(0)
+            text = error.read()
+        assert done.returncode != 0
+        assert text.count("\n") == 1 and "Traceback" not in text, text
+        self.box.gone()
+        return text
+
+
+@pytest.fixture
+def images(box: Box) -> Iterator[Images]:  # noqa: F811 - box is a fixture
+    """Images of the box's container."""
+    yield Images(box)
