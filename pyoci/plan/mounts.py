@@ -235,7 +235,7 @@ def _filesystem(
         ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"context", label.encode(), "/linux/mountLabel"))
     if mode is not None and type_ == "tmpfs" and not any(name == "mode" for name, _ in options.data):
         # as the directory that it covers
-        ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"mode", mode.encode(), f"{origin}/options"))
+        ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"mode", mode.encode(), f"{origin}/destination"))
     ops.append(_fsconfig(k.FSCONFIG_CMD_CREATE, 0, 0, origin))
     tree = f"mount{index}" if late_readonly else "tree"
     ops.append(Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, on), origin, tree))
