@@ -296,7 +296,7 @@ def seccomp_comes_as_late_as_it_may(case: Case) -> None:
     """With no_new_privs: after it.  Without: CAP_SYS_ADMIN is kept for it, and given up right after if not asked for.
 
     Either way nothing but capset and execve is left for the filter to forbid.  With a listener it is the last thing
-    before the container is created.
+    before the container is created, or a hook is executed.
     """
     (place, *more) = case.calls("seccomp") or (None,)
     assert not more
@@ -318,7 +318,7 @@ def seccomp_comes_as_late_as_it_may(case: Case) -> None:
     rest = [op.call for op in case.all[place + 1 :]]
     if "spawn" in [op.call for op in case.all]:
         end = rest.index("listener")
-        assert rest[end + 1] == "created"
+        assert rest[end + 1] == ("execve" if case.kind == "hook" else "created")
         rest = rest[:end]
     assert rest == ["capset"] * len(after) + ["execve"] * (len(rest) - len(after))
 
