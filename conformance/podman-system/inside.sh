@@ -42,7 +42,7 @@ for place in pts mqueue; do
 done
 umount -l /run/dev
 mkdir -p /dev/shm
-for place in /run /dev/shm /tmp; do mount -t tmpfs -o mode=1777 tmpfs "$place"; done
+for place in /run /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs "$place"; done
 mount --bind "$folder/etc" /etc/containers
 for file in subuid subgid; do mount --bind "$folder/$file" "/etc/$file"; done
 ip link set lo up

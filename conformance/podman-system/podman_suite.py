@@ -55,6 +55,9 @@ runtime = "{name}"
 [network]
 network_backend = "netavark"
 """
+OWN = ("bin", "home", "tmp")
+# what tests leave outside of their directories
+LEFT = "myruntime*"
 # variables that podman or pyoci's tests would see
 OTHERS = ("CONTAINER", "XDG_", "PYTHON")
 STORAGE = '[storage]\ndriver = "overlay"\ngraphroot = "{graph}"\nrunroot = "/run/containers/storage"\n'
@@ -93,7 +96,7 @@ class Runner:
     def __init__(self, tests: Path, folder: Path, name: str, runtime: str, images: Path) -> None:
         self.tests, self.folder, self.name, self.images = tests, folder, name, images
         etc = folder / "etc"
-        for made in (folder, etc, etc / "containers.conf.d", folder / "storage", folder / "bin", folder / "home"):
+        for made in (folder, etc, etc / "containers.conf.d", folder / "storage", *(folder / x for x in OWN)):
             made.mkdir(mode=0o755)
         (folder / "bin" / name).symlink_to(runtime)
         (folder / "bin" / "nc").symlink_to("/bin/busybox")
@@ -112,7 +115,8 @@ class Runner:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(OTHERS)},
             "PATH": f"{self.folder}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": str(self.folder / "home"), "LC_ALL": "C.UTF-8", "TMPDIR": "/tmp", "PODMAN_TIMEOUT": "240",
+            "HOME": str(self.folder / "home"), "LC_ALL": "C.UTF-8", "TMPDIR": str(self.folder / "tmp"),
+            "PODMAN_TIMEOUT": "240",
             "PODMAN": f"podman --runtime {self.folder}/bin/{self.name}", "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
         }  # fmt: skip
         script = READY.format(
@@ -197,6 +201,7 @@ def main() -> int:
         runtimes |= {name: path for name in ("runc", "crun") if (path := shutil.which(name))}
     explained = differences.read(HERE / "differences.txt")
     results: differences.Results = {}
+    others = set(Path("/var/tmp").glob(LEFT))
     with tempfile.TemporaryDirectory(prefix="pyoci-ps-", dir="/var/tmp") as work:
         folder = Path(work)
         folder.chmod(0o755)
@@ -212,6 +217,8 @@ def main() -> int:
                     if options.outputs:
                         options.outputs.mkdir(parents=True, exist_ok=True)
                         (options.outputs / f"{file}-{name}").write_text(said, encoding="utf-8")
+    for left in set(Path("/var/tmp").glob(LEFT)) - others:
+        left.unlink(missing_ok=True)
     if options.report:
         title = f"podman's system tests {VERSION}, cgroup v1"
         programs = ("podman", "conmon", "bats", *runtimes.values())
