@@ -13,7 +13,7 @@ import sys
 from errno import EMFILE, ENFILE
 
 from pyoci import log
-from pyoci.errors import PyociError, UsageError
+from pyoci.errors import OPEN_FILES, PyociError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -374,11 +374,7 @@ def main(argv: list[str]) -> int:
         return 130
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE):
-            try:
-                from pyoci.container.advice import OPEN_FILES as advice
-            except OSError:
-                advice = "raise the limit (ulimit -n)"
-            log.error(f"{PREFIX.get(name, '')}too many open files; {advice}")
+            log.error(f"{PREFIX.get(name, '')}too many open files; {OPEN_FILES}")
             return 255 if name == "exec" else 1
         if debug:
             from traceback import print_exc

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+# here, because where there is no descriptor left nothing can be imported any more
+OPEN_FILES = "the limit of open files is too low for this container: raise it (ulimit -n)"
+
+
 class PyociError(Exception):
     """`str(error)` is the one line for stderr and the log; `exit_status` is what the command ends with."""
 

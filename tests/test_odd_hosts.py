@@ -1,7 +1,7 @@
 """Hosts that are not as they should be: a container comes to be all the same, or one line says why not, and what to do.
 
-Each test is given its host by what root does in a mount namespace of its own (`before`), by words before pyoci's
-(`prefix`), or both.  Nothing of the machine itself is changed.
+Each test is given its host by what root does in a mount namespace of its own (`before`).  Nothing of the machine itself
+is changed.
 """
 
 from __future__ import annotations
@@ -11,54 +11,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from containers import CGROUPS, COMMAND, LIMIT, Box, box, needed  # noqa: F401 - a fixture
+from odd import refused, works
 
 pytestmark = [*needed, pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")]
 V1 = pytest.mark.skipif(not (CGROUPS / "pids").is_dir(), reason="no cgroup v1 here")
 V1_ALONE = "! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified"
 NOTHING = "umount -R /sys/fs/cgroup"
 V2_ALONE = f"[ -e /sys/fs/cgroup/cgroup.controllers ] || {{ {NOTHING}; mount -t cgroup2 cgroup2 /sys/fs/cgroup; }}"
-Done = subprocess.CompletedProcess[str]
-
-
-def there(
-    box: Box,  # noqa: F811
-    before: str = "",
-    script: str = "echo inside",
-    *,
-    prefix: tuple[str, ...] = (),
-    options: tuple[str, ...] = (),
-    root: bool = True,
-) -> Done:
-    """`run` of a container with the shell `script`."""
-    box.process["args"] = ["sh", "-c", script]
-    box.write()
-    state = ["--root", str(box.states)] if root else []
-    words = [*prefix, *COMMAND, *state, "run", *options, "--bundle", str(box.bundle), box.id]
-    return subprocess.run(
-        ["unshare", "-m", "--propagation", "private", "sh", "-ec", f'{before}\nexec "$@"', "sh", *words],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT, check=False,
-    )  # fmt: skip
-
-
-def works(box: Box, *args: Any, **more: Any) -> str:  # noqa: F811
-    """What the container of `there` prints."""
-    done = there(box, *args, **more)
-    assert (done.returncode, done.stderr) == (0, ""), done
-    return done.stdout
-
-
-def refused(box: Box, *args: Any, **more: Any) -> str:  # noqa: F811
-    """The one line of a container that cannot be made, of which nothing is left."""
-    done = there(box, *args, **more)
-    assert done.returncode == 1, done
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("pyoci run failed: "), done.stderr
-    assert "internal error" not in done.stderr
-    box.gone()
-    return done.stderr
 
 
 # -- cgroups
@@ -272,122 +234,6 @@ def test_no_null_device(box: Box) -> None:  # noqa: F811
     assert "/linux/maskedPaths" in refused(box, f"{before}; echo secret >/dev/null")
     del box.linux["maskedPaths"]
     assert works(box, before, "echo x >/dev/null; stat -c %t:%T /dev/null") == "1:3\n"
-
-
-# -- what the caller is like
-
-
-def python(code: str) -> tuple[str, ...]:
-    """A caller in Python that becomes pyoci after `code`."""
-    return (sys.executable, "-c", f"import os, signal, sys\n{code}\nos.execvp(sys.argv[1], sys.argv[1:])")
-
-
-@pytest.mark.parametrize("mask", ["0", "077", "0777"])
-def test_umask(box: Box, mask: str) -> None:  # noqa: F811
-    script = "umask; touch /tmp/x; stat -c %a /tmp/x /dev /dev/shm /dev/null /dev/pts"
-    assert works(box, f"umask {mask}", script).split() == ["0022", "644", "755", "1777", "666", "755"]
-
-
-@pytest.mark.parametrize("number", [4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32])
-def test_few_descriptors(box: Box, number: int) -> None:  # noqa: F811
-    del box.process["rlimits"]
-    done = there(box, script="ulimit -n", prefix=("sh", "-c", f'ulimit -n {number}; exec "$@"', "sh"))
-    if done.returncode == 0:
-        assert (done.stdout, done.stderr) == (f"{number}\n", "")
-    else:
-        assert done.stderr.count("\n") == 1 and "too many open files" in done.stderr, done.stderr
-        assert "internal error" not in done.stderr
-    box.ok("delete", "--force", box.id)
-    box.gone()
-    assert done.returncode == 0 or number < 32  # noqa: PLR2004
-
-
-ENVIRONMENT = ["HOME=/tmp", "PATH=/bin", "PWD=/", "SHLVL=1"]
-
-
-def test_environment(box: Box) -> None:  # noqa: F811
-    odd = ("LANG=xx_YY.foo", "LC_ALL=de_DE.ISO-8859-1", "TZ=:/nonexistent", "PYTHONHOME=/x", "PYTHONPATH=/y",
-           "PYTHONWARNINGS=error", "LD_LIBRARY_PATH=/nonexistent", "MALLOC_PERTURB_=1")  # fmt: skip
-    assert sorted(works(box, script="env", prefix=("env", *odd)).split()) == ENVIRONMENT
-    assert works(box, prefix=("env", "-i")) == "inside\n"
-    assert works(box, prefix=("env", "PATH=")) == "inside\n"
-
-
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams(box: Box, closed: str) -> None:  # noqa: F811
-    """None of ours takes the place of one that the caller closed."""
-    script = "for n in 0 1 2; do readlink /proc/self/fd/$n >>/tmp/out; done; exit 7"
-    done = there(box, script=script, prefix=("sh", "-c", f'exec "$@" {closed}', "sh"))
-    assert done.returncode == 7
-    for line in (box.rootfs / "tmp/out").read_text().split():
-        assert line == "/dev/null" or line.startswith("pipe:") or line == "/tmp/out"
-
-
-IGNORED = "for n in range(1, 32):\n    if n not in (9, 19): signal.signal(n, signal.SIG_IGN)"
-BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
-        IGNORED,
-        BLOCKED,
-        "import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)",  # PR_SET_CHILD_SUBREAPER
-        "os.mkdir('/tmp/pyoci-gone'); os.chdir('/tmp/pyoci-gone'); os.rmdir('/tmp/pyoci-gone')",
-        "os.nice(19)",
-        "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
-    ],
-)
-def test_callers(box: Box, code: str) -> None:  # noqa: F811
-    done = there(box, script="(sleep 0.05 &); grep -E 'Sig(Blk|Ign)' /proc/self/status; exit 5", prefix=python(code))
-    assert (done.returncode, done.stderr) == (5, "")
-    assert {line.split()[1] for line in done.stdout.splitlines()} == {"0" * 16}
-
-
-def test_nobody_reads(box: Box) -> None:  # noqa: F811
-    """The pipe is the container's own: it learns that nobody reads, and its status is passed on."""
-    done = there(box, script="sleep 0.2; echo x; exit 4", prefix=("sh", "-c", '{ "$@"; echo rc=$? >&2; } | true', "sh"))
-    assert "rc=4" in done.stderr
-
-
-def test_no_new_privileges(box: Box) -> None:  # noqa: F811
-    """A caller that can gain none cannot give any, and a filter needs none."""
-    box.process["noNewPrivileges"] = False
-    box.linux["seccomp"] = {
-        "defaultAction": "SCMP_ACT_ALLOW",
-        "syscalls": [{"names": ["getpriority"], "action": "SCMP_ACT_ERRNO"}],
-    }
-    text = works(box, script="grep -E '(NoNewPrivs|Seccomp):' /proc/self/status", prefix=("setpriv", "--no-new-privs"))
-    assert text.split() == ["NoNewPrivs:", "1", "Seccomp:", "2"]
-
-
-WITHOUT = {
-    "sys_admin": "CAP_SYS_ADMIN",
-    "setgid": "CAP_SETGID",
-    "setpcap": "CAP_SETPCAP",
-    "net_admin": "CAP_NET_ADMIN",
-}
-
-
-@pytest.mark.parametrize("name", WITHOUT)
-def test_missing_capabilities_that_matter(box: Box, name: str) -> None:  # noqa: F811
-    drop = ("setpriv", "--bounding-set", f"-{name}", "--inh-caps", f"-{name}")
-    assert f"this needs {WITHOUT[name]}, which pyoci has not been given" in refused(box, prefix=drop)
-
-
-@pytest.mark.parametrize("name", ["mknod", "chown", "fowner", "sys_ptrace", "sys_resource", "setuid", "sys_chroot"])
-def test_missing_capabilities_that_do_not(box: Box, name: str) -> None:  # noqa: F811
-    """Without CAP_MKNOD the host's devices are bound."""
-    drop = ("setpriv", "--bounding-set", f"-{name}", "--inh-caps", f"-{name}")
-    assert works(box, script="stat -c %t:%T /dev/null; echo >/dev/null", prefix=drop) == "1:3\n"
-
-
-def test_capabilities_that_cannot_be_given(box: Box) -> None:  # noqa: F811
-    drop = ("setpriv", "--bounding-set", "-audit_write", "--inh-caps", "-audit_write")
-    done = there(box, script="grep CapEff /proc/self/status", prefix=drop)
-    assert (done.returncode, done.stdout) == (0, "CapEff:\t0000000000000420\n")
-    assert "/process/capabilities: left out" in done.stderr and "CAP_AUDIT_WRITE" in done.stderr
 
 
 # -- a container

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posix
 from errno import EACCES, EINVAL, EMFILE, ENFILE, ENOENT, EPERM
 
+from pyoci.errors import OPEN_FILES
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.flags import PR_CAPBSET_DROP
 from pyoci.plan.ops import RUNTIME, Ref
@@ -35,7 +36,6 @@ DEVICES = "/linux/resources/devices"
 MAPS = {"/linux/uidMappings": "CAP_SETUID", "/linux/gidMappings": "CAP_SETGID"}
 # move_mount(2) says "invalid argument" where mount(2) says "not a directory", which engines have an explanation for.
 UNLIKE = "the source or its place may be not a directory: a directory goes on a directory only, and a file on a file"
-OPEN_FILES = "the limit of open files is too low for this container: raise it (ulimit -n)"
 
 
 def advise(op: Op, number: int, root: str = "") -> str:
