@@ -187,6 +187,16 @@ def test_proc_on_a_link_is_refused(box: Box) -> None:
     assert "/mounts/0" in box.refused()
 
 
+def test_default_file_systems(box: Box) -> None:
+    """config-linux.md#default-filesystems: what `pyoci spec` writes has them, and they work."""
+    found = mountinfo(box)
+    assert [found[point].type for point in ("/proc", "/sys", "/dev/pts", "/dev/shm")] == [
+        "proc", "sysfs", "devpts", "tmpfs",
+    ]  # fmt: skip
+    seen = box.run("cat /proc/1/comm; ls -d /sys/class/net/lo; stat -c %a /dev/pts/ptmx; touch /dev/shm/x && echo made")
+    assert seen.split()[1:] == ["/sys/class/net/lo", "666", "made"]
+
+
 def test_mountinfo_has_the_order_of_the_list(box: Box, tree: Path) -> None:
     """config.md#mounts: in the listed order.  Since Linux 6.8 a process is shown the order in which they were made."""
     (box.folder / "file").touch()
