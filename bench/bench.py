@@ -3,6 +3,9 @@
 Every measure is taken alternately: one of each runtime, then again in another order, so that whatever else the machine
 does meets all of them.  A ratio is the median of the ratios within the rounds.  Needs root and a C compiler.
 
+With --systemd-cgroup systemd makes the cgroups: the one that is process 1 here, or else that of the virtual machine of
+conformance/vm, where everything takes longer and only ratios mean anything.
+
 crun refuses hybrid cgroups, so on such a machine everything runs in a mount namespace where /sys/fs/cgroup/unified is
 covered by an empty tmpfs: the hierarchies of v1 are what all of them use.  The machine itself is left as it is.
 """
@@ -14,6 +17,7 @@ import ctypes
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -37,11 +41,14 @@ TRIES = 5  # runs under a limit, most of which must succeed
 
 MEASURES = {
     "run": "run of a static true",
+    "create": "create",
     "life": "create + start + delete",
     "exec": "exec of a static true",
 }
 # measure, beside whom, at most
 RATIOS = (("run", "runc", 0.55), ("run", "crun", 1.40), ("life", "runc", 0.80), ("exec", "runc", 0.60))
+# with --systemd-cgroup
+SYSTEMD = (("create", "runc", 1.30), ("life", "runc", 1.30))
 WAITING_RSS = 100  # kB
 
 Samples = dict[str, list[float]]
@@ -58,6 +65,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--crun", default=shutil.which("crun"), help="default: PATH's")
     parser.add_argument("--rounds", type=int, default=60, help="how often each is measured (60)")
     parser.add_argument("--no-memory", action="store_true", help="do not look for the smallest memory limit")
+    parser.add_argument("--systemd-cgroup", action="store_true", help="have systemd make the cgroups")
+    parser.add_argument("--programs", type=Path, help="where true and wait are (default: they are compiled)")
     parser.add_argument("--json", type=Path, help="where the numbers go (bench/results/TIME.json)")
     return parser.parse_args()
 
@@ -70,6 +79,26 @@ def isolate() -> None:
     if "cgroup2" in subprocess.run(["stat", "-fc%T", str(UNIFIED)], capture_output=True, text=True, check=False).stdout:
         subprocess.run(["umount", str(UNIFIED)], check=True)
         subprocess.run(["mount", "-t", "tmpfs", "none", str(UNIFIED)], check=True)
+
+
+def in_machine(options: argparse.Namespace) -> int:
+    """The same in a virtual machine with systemd and v2, with pyoci on its own disk, where snapshots are kept."""
+    prefix = Path(options.pyoci).resolve().parents[1]
+    with tempfile.TemporaryDirectory(prefix="pyoci-bench-") as name:
+        folder = Path(name)
+        build(folder)
+        words = ["--systemd-cgroup", "--programs", name, "--rounds", str(options.rounds), "--json", f"{name}/result"]
+        inside = shlex.join(["python3", str(HERE / "bench.py"), "--pyoci", str(options.pyoci), *words])
+        (packages,) = prefix.glob("lib/python3*/site-packages/pyoci")
+        place = packages.parent.relative_to(prefix)
+        script = f"""set -e; mkdir -p /var/tmp/own/{place}; cd {shlex.quote(str(prefix))}
+            cp -a bin pyvenv.cfg /var/tmp/own; cp -a {place}/pyoci /var/tmp/own/{place}
+            mount --bind /var/tmp/own . ; cd {shlex.quote(str(HERE.parent))}; {inside}"""
+        machine = [str(HERE.parent / "conformance/vm/run"), "--timeout", "3600", "--share", f"{prefix}:ro"]
+        status = subprocess.run([*machine, "--share", name, "--", "sh", "-c", script], cwd=HERE.parent, check=False)
+        if status.returncode == 0 and options.json:
+            shutil.copy(folder / "result", options.json)
+        return status.returncode
 
 
 def build(folder: Path) -> None:
@@ -202,7 +231,7 @@ def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
         if value is not None:
             rows.append({"what": what, "value": value, "limit": limit, "unit": unit, "met": value <= limit})
 
-    for measure, other, limit in RATIOS:
+    for measure, other, limit in SYSTEMD if result["options"] else RATIOS:
         row(f"{MEASURES[measure]} / {other}", result["ratios"][measure].get(other), limit)
     limits = result["smallest_limit"]
     if limits.get("pyoci") and limits.get("crun"):
@@ -240,21 +269,26 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure_all(runtimes: list[Runtime], folder: Path, rounds: int, memory: bool) -> dict[str, Any]:
-    maker = runtimes[0]
+def measure_all(
+    runtimes: list[Runtime], folder: Path, programs: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    maker, rounds = runtimes[0], options.rounds
+    memory = not options.no_memory and not options.systemd_cgroup
     specification = folder / "spec"
     specification.mkdir()
     subprocess.run([maker.path, "spec"], cwd=specification, check=True)
-    bundle = Bundle(folder / "bundle", json.loads((specification / "config.json").read_bytes()), folder)
+    bundle = Bundle(folder / "bundle", json.loads((specification / "config.json").read_bytes()), programs)
     seconds: dict[str, Samples] = {}
     bundle.write("/true")
     seconds["run"] = alternate(runtimes, rounds, lambda runtime: runtime.run(bundle))
+    seconds["create"] = alternate(runtimes, rounds, lambda runtime: runtime.create_only(bundle))
     seconds["life"] = alternate(runtimes, rounds, lambda runtime: runtime.life(bundle))
     seconds["exec"] = measure_exec(runtimes, bundle, rounds)
     return {
         "machine": machine(),
         "runtimes": {runtime.name: {"path": runtime.path, "version": runtime.version()} for runtime in runtimes},
         "rounds": rounds,
+        "options": runtimes[0].options,
         "seconds": seconds,
         "ratios": {
             measure: {r.name: ratio(samples, "pyoci", r.name) for r in runtimes if r.name != "pyoci"}
@@ -271,15 +305,19 @@ def main() -> int:
         sys.exit("bench/run: needs root")
     if options.pyoci is None:
         sys.exit("bench/run: no installed pyoci: pip install . and give --pyoci VENV/bin/pyoci")
+    if options.systemd_cgroup and not Path("/run/systemd/private").exists():
+        return in_machine(options)
     isolate()
     # what a runtime leaves behind becomes a child of ours
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory(prefix="pyoci-bench-") as name:
         folder = Path(name)
-        build(folder)
+        if options.programs is None:
+            build(folder)
+        given = ["--systemd-cgroup"] if options.systemd_cgroup else []
         chosen = [("pyoci", options.pyoci), ("runc", options.runc), ("crun", options.crun)]
-        runtimes = [Runtime(name, os.path.abspath(path), folder / name) for name, path in chosen if path]
-        result = measure_all(runtimes, folder, options.rounds, not options.no_memory)
+        runtimes = [Runtime(name, os.path.abspath(path), folder / name, given) for name, path in chosen if path]
+        result = measure_all(runtimes, folder, options.programs or folder, options)
     result["targets"] = targets(result)
     output = options.json or HERE / "results" / f"{result['machine']['date'].replace(':', '')}.json"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ class Bundle:
 
 
 class Runtime:
-    """`name` is what tables call it; `path` the executable; `folder` a place for states and messages."""
+    """`name` is what tables call it; `path` the executable; `folder` a place for states and messages; `options` what
+    every command is given."""
 
-    def __init__(self, name: str, path: str, folder: Path) -> None:
+    def __init__(self, name: str, path: str, folder: Path, options: Sequence[str] = ()) -> None:
         self.name = name
         self.path = path
         self.folder = folder
+        self.options = options
         folder.mkdir()
         self.numbers = itertools.count()
         self.messages = folder / "stderr"
@@ -67,7 +70,7 @@ class Runtime:
 
     def timed(self, *arguments: str) -> float:
         """Seconds that the command takes, from its spawn to its end."""
-        command = [self.path, "--root", str(self.folder / "states"), *arguments]
+        command = [self.path, "--root", str(self.folder / "states"), *self.options, *arguments]
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         actions = [
             (os.POSIX_SPAWN_DUP2, self.null, 0),
@@ -105,6 +108,14 @@ class Runtime:
         """Seconds of `create`, and the pid of the container's process, which is now a child of ours."""
         elapsed = self.timed("create", "--bundle", str(bundle.path), "--pid-file", str(self.pid_file), container)
         return elapsed, int(self.pid_file.read_text())
+
+    def create_only(self, bundle: Bundle) -> float:
+        """`create`; what it made is removed, which is not counted."""
+        container = self.container()
+        try:
+            return self.create(bundle, container)[0]
+        finally:
+            self.remove(container)
 
     def life(self, bundle: Bundle) -> float:
         """`create`, `start` and `delete`, without the time that the program itself takes to end."""

@@ -16,6 +16,7 @@
  *     pyoci shortcut 1
  *     PID  START                 of the container's init: decimal, field 22 of /proc/PID/stat
  *     FILE or nothing            says whether the container is frozen: begins with T(HAWED) or 0 if not
+ *     -DIRECTORY                 a cgroup of systemd's: once it is gone, so is the container's unit
  *     =DIRECTORY or +DIRECTORY   cgroups to remove, in order: the container's own, or one above that others may use
  *     end
  */
@@ -263,6 +264,11 @@ static int ended(struct container *c)
 
 static int remove_cgroups(char *at)
 {
+    struct status status;
+
+    for (; *at == '-'; at += length_of(at) + 1)
+        if (kernel(STATX, HERE, (long)(at + 1), SYMLINK_NOFOLLOW, ASK, (long)&status, 0) != -ENOENT)
+            return 0;
     for (; !same(at, "\nend"); at += length_of(at) + 1) {
         long result = kernel(UNLINKAT, HERE, (long)(at + 1), REMOVEDIR, 0, 0, 0);
 

@@ -105,7 +105,7 @@ class _Reader:
         if expected:
             if not expected.startswith("("):
                 raise ValueError(f"a tuple where a {expected} should be")
-            parts = _members(expected)
+            parts = members(expected)
         self.take("(")
         kinds: list[str] = []
         values: list[object] = []
@@ -195,12 +195,12 @@ def _signature_end(text: str, start: int, depth: int = 0) -> int:
         while text[at : at + 1] != ")":
             at = _signature_end(text, at, depth + 1)
         return at + 1
-    if not first or first not in "bynqiuxtdsog":
+    if not first or first not in "bynqiuxtdsogv":
         raise ValueError(f"@{text[start : at + 1]} is not a type")
     return at + 1
 
 
-def _members(signature: str) -> list[str]:
+def members(signature: str) -> list[str]:
     """The types in a tuple's."""
     found: list[str] = []
     at = 1
@@ -222,7 +222,7 @@ def show(value: object, signature: str) -> str:
         return f"@{signature} [{', '.join(_bare(item, signature[1:]) for item in value)}]"
     if signature.startswith("("):
         assert isinstance(value, tuple)
-        return f"({', '.join(map(show, value, _members(signature)))})"
+        return f"({', '.join(map(show, value, members(signature)))})"
     name = next(name for name, kind in KEYWORDS.items() if kind == signature)
     return f"{name} {value}" if signature not in "id" else str(value)
 
@@ -231,5 +231,5 @@ def _bare(value: object, signature: str) -> str:
     """`value` where its type is known already."""
     if signature.startswith("("):
         assert isinstance(value, tuple)
-        return f"({', '.join(map(_bare, value, _members(signature)))})"
+        return f"({', '.join(map(_bare, value, members(signature)))})"
     return show(value, signature) if signature in ("s", "b") else str(value)

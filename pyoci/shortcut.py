@@ -18,7 +18,7 @@ FILE = "shortcut"
 NOTHING_TO_DO = frozenset(
     (
         "annotations", "bundle", "cgroup_created", "cgroup_paths", "created", "id", "listen", "namespaces",
-        "oci_version", "owner", "phase", "pid", "pid_start", "rootfs", "terminal", "user_namespace", "version",
+        "oci_version", "owner", "phase", "pid", "pid_start", "rootfs", "terminal", "unit", "user_namespace", "version",
     )
 )  # fmt: skip
 
@@ -31,6 +31,14 @@ def content(state: State) -> bytes:
         if name not in NOTHING_TO_DO and getattr(state, name):
             return b""
     paths = state.cgroup_paths
+    # a unit goes by itself, with its cgroup; one that does not is Python's to stop
+    systemds = []
+    if state.unit:
+        from pyoci.cgroup.systemd import goes_by_itself
+
+        if not goes_by_itself(state):
+            return b""
+        systemds = [paths[name] for name in ("", "name=systemd") if name in paths]
     frozen = ""
     if "freezer" in paths:
         frozen = paths["freezer"] + "/freezer.state"
@@ -39,6 +47,7 @@ def content(state: State) -> bytes:
     own = set(paths.values())
     created = sorted(state.cgroup_created, key=len, reverse=True)
     fields = ["pyoci shortcut 1", str(state.pid), str(state.pid_start), frozen]
+    fields += ["-" + path for path in systemds]
     fields += [("=" if path in own else "+") + path for path in created]
     return b"".join([field.encode("utf-8", "surrogateescape") + b"\0" for field in (*fields, "\nend")])
 

@@ -2,7 +2,7 @@
 
 The launcher has judged our own package, and the directories that the others lie in (launcher/trust.c); what is in those
 is looked at here, by the same rules, when somebody imports it: structlog for the first line of a log, jsonschema,
-jeepney, pyroute2, and whatever they need.  Only then, because most commands import none of them.
+pyroute2, and whatever they need.  Only then, because most commands import none of them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ EXPENSIVE = frozenset(
 # Never loaded on the way to a started container: a filter that is not in the cache, and programs for people.
 COLD = frozenset(
     (
-        "pyoci.archive_write", "pyoci.cgroup.device_filter", "pyoci.libseccomp", "pyoci.snapshot",
+        "pyoci.archive_write", "pyoci.cgroup.device_filter", "pyoci.cgroup.sdbus", "pyoci.libseccomp", "pyoci.snapshot",
         "pyoci.snapshot_write",
     )
 )  # fmt: skip
@@ -181,8 +181,8 @@ def test_only_host_reads_the_machine_for_planning() -> None:
     # what host.py has others read for it
     own = [name for name in reach("pyoci.host") if name not in ("pyoci", "pyoci.cgroup", "pyoci.host", "pyoci.errors")]
     for name in own:
-        cgroups = ("pyoci.cgroup.bus", "pyoci.cgroup.detect", "pyoci.cgroup.files")
-        reading = within(name, *cgroups, "pyoci.kernel", "pyoci.passwd", "pyoci.tree")
+        cgroups = ("pyoci.cgroup.bus", "pyoci.cgroup.sdbus", "pyoci.cgroup.detect", "pyoci.cgroup.files")
+        reading = within(name, *cgroups, "pyoci.gvariant", "pyoci.kernel", "pyoci.passwd", "pyoci.tree")
         assert reading or not within(name, "pyoci"), f"pyoci.host can load {name}"
 
 

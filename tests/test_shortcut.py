@@ -327,3 +327,29 @@ def test_what_a_state_may_say() -> None:
     assert shortcut.content(state).split(b"\0")[3] == b"/sys/fs/cgroup/c/cgroup.freeze"
     state.listen = False
     assert shortcut.content(state) == b""
+
+
+def test_a_unit_that_goes_by_itself(tmp_path: Path) -> None:
+    """systemd's own directory is looked for first; a unit that stays is Python's to stop."""
+    state = State("a", "/b", "/b/r", pid=7, unit="system p-a.scope", listen=True, cgroup_paths={"": f"{tmp_path}/u"})
+    assert f"\0-{tmp_path}/u\0".encode() in shortcut.content(state)
+    state.annotations = {"org.systemd.property.CollectMode": "'inactive'"}
+    assert shortcut.content(state) == b""
+    state.annotations = {}
+    state.unit = "system a.slice"
+    assert shortcut.content(state) == b""
+
+
+def test_delete_leaves_a_unit_that_is_there_to_python(quick: Launched) -> None:
+    quick.create("exit 0")
+    assert quick.quick("start", quick.id) == 0
+    quick.dead()
+    units = quick.folder / "unit"
+    units.mkdir()
+    path = quick.states / quick.id / "shortcut"
+    head, sep, rest = path.read_bytes().partition(b"\0=")
+    path.write_bytes(head + f"\0-{units}".encode() + sep + rest)
+    assert quick.quick("delete", quick.id) == NO_PYTHON
+    units.rmdir()
+    assert quick.quick("delete", quick.id) == 0
+    quick.gone()

@@ -45,6 +45,7 @@ class Machine:
     def __init__(self, options: argparse.Namespace, cache: Path, folder: Path) -> None:
         self.options = options
         self.folder = folder
+        self.made = 0.0  # when the machine that we resume was
         self.disk = image.make_root(cache)
         self.kernel = image.make_kernel(cache, options.kernel)
         version = image.run("qemu-system-x86_64", "--version").split("version ")[1].split()[0]
@@ -117,8 +118,17 @@ class Machine:
         (self.folder / "status").write_bytes(b"")
         (self.saved / "ok").touch()
 
-    def run(self, command: list[str]) -> int:
-        """Resume the machine, give it the command, pass on what it says; its status."""
+    def forget(self) -> None:
+        """Let `save` make another one, unless somebody has done so since we resumed it."""
+        mark = self.saved / "ok"
+        if mark.exists() and mark.stat().st_mtime == self.made:
+            mark.unlink()
+        for name in ("out", "err", "status"):
+            (self.folder / name).write_bytes(b"")
+
+    def run(self, command: list[str]) -> int | None:
+        """Resume the machine, give it the command, pass on what it says; its status, or None where it has none."""
+        self.made = (self.saved / "ok").stat().st_mtime
         control = self.folder / "control"
         shares = [f"share share{n} {shlex.quote(path)} {mode}" for n, (path, mode) in enumerate(self.shares)]
         clock = f"date -s @{time.time():.0f} >/dev/null"
@@ -154,7 +164,7 @@ class Machine:
         if "status" in status:
             return int(status[status.index("status") + 1])
         print(f"vm: the machine ended without a status\n{self.words_of_failure()}", file=sys.stderr)
-        return BROKEN
+        return None
 
     def words_of_failure(self) -> str:
         """The end of what QEMU and the kernel said."""
@@ -222,7 +232,15 @@ def main() -> int:
             machine = Machine(options, cache, Path(folder))
             machine.save()
             fcntl.flock(lock, fcntl.LOCK_UN)
-            return 0 if options.make else machine.run(command)
+            status = 0 if options.make else machine.run(command)
+            if status is None:
+                # a machine can be saved at a moment that it does not survive: another one, once
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                machine.forget()
+                machine.save()
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                status = machine.run(command)
+            return BROKEN if status is None else status
     except image.Unavailable as error:
         print(f"vm: {error}", file=sys.stderr)
         return BROKEN

@@ -58,7 +58,9 @@ class Unit:
             self._start(first.decode(), stage, op.origin)
         elif op.call == "set_unit":
             try:
-                connect(self._instance).call("SetUnitProperties", "sba(sv)", (first.decode(), True, self.properties))
+                connect(self._instance).call(
+                    "SetUnitProperties", (("s", first.decode()), ("b", True), ("a(sv)", self.properties))
+                )
             except BusError as error:
                 raise PyociError(f"{op.origin}: {error}") from error
         else:
@@ -77,10 +79,11 @@ class Unit:
         if not name.endswith(".slice"):
             properties.append(("PIDs", ("au", [stage])))
         bus = connect(self._instance)
+        arguments = (("s", name), ("s", "fail"), ("a(sv)", properties), ("a(sa(sv))", ()))
         end = monotonic() + PATIENCE
         while True:
             try:
-                result = bus.job("StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "fail", properties, []))
+                result = bus.job("StartTransientUnit", arguments)
                 break
             except BusError as error:
                 if error.name != EXISTS:
@@ -95,7 +98,7 @@ class Unit:
                     ) from None
             # one that has failed stays until it is told to go; one that ends needs a moment
             try:
-                bus.call("ResetFailedUnit", "s", (name,))
+                bus.call("ResetFailedUnit", (("s", name),))
             except BusError:
                 pass  # it has not failed, or is gone by now: the next try tells
             sleep(0.05)
@@ -126,8 +129,7 @@ class Unit:
         return made if shown in made else [*made, shown]
 
     def _object(self) -> str:
-        (found,) = connect(self._instance).call("GetUnit", "s", (self.state.unit.partition(" ")[2],))
-        return str(found)
+        return connect(self._instance).call("GetUnit", (("s", self.state.unit.partition(" ")[2]),))
 
 
 def must_attach(state: State) -> bool:
@@ -151,11 +153,31 @@ def attach(state: State, stage: int) -> None:
     """Have systemd move the process `stage` into the container's unit."""
     instance, _, name = state.unit.partition(" ")
     try:
-        connect(instance).call("AttachProcessesToUnit", "ssau", (name, "", [stage]))
+        connect(instance).call("AttachProcessesToUnit", (("s", name), ("s", ""), ("au", [stage])))
     except BusError as error:
         raise PyociError(
             f"{error}; run pyoci in a scope of your own systemd: systemd-run --user --scope pyoci ..."
         ) from error
+
+
+def goes_by_itself(state: State) -> bool:
+    """Whether systemd forgets the unit when its last process has ended: a scope that nobody told to stay when it has
+    failed (CollectMode= of systemd.unit(5))."""
+    return not state.unit.endswith(".slice") and "org.systemd.property.CollectMode" not in state.annotations
+
+
+def is_gone(state: State) -> bool:
+    """Whether the unit has gone by itself: then systemd has removed its cgroup.  To be asked before we do that."""
+    if not goes_by_itself(state):
+        return False
+    for name in ("", "name=systemd"):
+        if name in state.cgroup_paths:
+            try:
+                posix.stat(state.cgroup_paths[name])
+            except FileNotFoundError:
+                continue
+            return False
+    return True
 
 
 def stop(state: State, directory: str) -> None:
@@ -169,11 +191,11 @@ def stop(state: State, directory: str) -> None:
     try:
         if state.phase == "creating" and bus.get("Description", unit._object(), UNIT) != unit.description:
             return
-        bus.job("StopUnit", "ss", (name, "replace"))
+        bus.job("StopUnit", (("s", name), ("s", "replace")))
     except BusError as error:
         if error.name not in NOT_LOADED:
             raise
     try:
-        bus.call("ResetFailedUnit", "s", (name,))
+        bus.call("ResetFailedUnit", (("s", name),))
     except BusError:
         pass  # it has not failed

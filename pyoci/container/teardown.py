@@ -23,6 +23,12 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
     The container's lock must be held.  Mounts go with the mount namespace, so with its last process;
     without one of its own they are taken down.
     """
+    unit_is_gone = True
+    if state.unit:
+        from pyoci.cgroup.systemd import is_gone
+
+        # a create that was killed may not have got as far as a cgroup
+        unit_is_gone = state.phase != "creating" and is_gone(state)
     if state.cgroup_paths:
         from pyoci.cgroup.live import kill_all, remove
 
@@ -39,7 +45,7 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
         from pyoci import resctrl
 
         resctrl.remove(state.resctrl)
-    if state.unit:
+    if not unit_is_gone:
         from pyoci.cgroup.systemd import stop
 
         try:
