@@ -37,7 +37,9 @@ def template() -> bytes:
     try:
         fd = posix.open(INIT_ELF, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError as error:
-        message = f"{INIT_ELF}: {error.strerror}; install pyoci, or build it in place with ./check native"
+        from pyoci.kernel.errnos import words
+
+        message = f"{INIT_ELF}: {words(error.errno or 0)}; install pyoci, or build it in place with ./check native"
         raise PyociError(message) from None
     try:
         _template = posix.read(fd, TEXT)

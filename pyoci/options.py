@@ -62,7 +62,9 @@ def read_document(path: str, what: str, regular: bool = False) -> bytes:
     except FileNotFoundError:
         raise PyociError(f"{what}: no such file or directory") from None
     except OSError as error:
-        raise PyociError(f"{what}: {error.strerror}") from None
+        from pyoci.kernel.errnos import words
+
+        raise PyociError(f"{what}: {words(error.errno or 0)}") from None
     except ValueError:
         raise PyociError(f"{what}: not a path") from None
     return b"".join(pieces)

@@ -48,6 +48,18 @@ def test_options_of_the_command_line(running: Box) -> None:
     assert "/process/cwd" in running.fails("exec", "--cwd", "/nowhere/at/all", running.id, "pwd")
 
 
+def test_words_that_are_no_text(running: Box) -> None:
+    """Arguments, variables and directories are bytes to the kernel."""
+    words = [os.fsencode(word) for word in running.command("exec", "-e")]
+    program = (b"sh", b"-c", b"echo $A $0; pwd", b"\xff")
+    command = [*words, b"A=caf\xe9", b"--cwd", b"/caf\xe9", running.id.encode(), *program]
+    os.mkdir(os.fsencode(running.rootfs) + b"/caf\xe9")
+    done = subprocess.run(command, capture_output=True, check=False, timeout=LIMIT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\xe9 \xff\n/caf\xe9\n", b"")
+    done = subprocess.run([*words, b"A=1", running.id.encode(), b"caf\xe9"], capture_output=True, check=False)
+    assert done.returncode == 255 and b"executable file not found" in done.stderr, done
+
+
 def test_capabilities(running: Box) -> None:
     lines = running.exec("grep", "Cap", "/proc/self/status", options=["--cap", "CAP_CHOWN"]).splitlines()
     found = {line[3:6]: int(line.split()[1], 16) for line in lines}

@@ -29,7 +29,9 @@ def run(settings: Globals, options: Parsed) -> int:
             raise PyociError(f"open {settings.root}: no such file or directory") from None
         names = []
     except OSError as error:
-        raise PyociError(f"open {settings.root}: {error.strerror}") from None
+        from pyoci.kernel.errnos import words
+
+        raise PyociError(f"open {settings.root}: {words(error.errno or 0)}") from None
     shown = [entry for entry in (_entry(settings.root, name) for name in names) if entry is not None]
     if options.flag("quiet"):
         text = "".join([f"{entry['id']}\n" for entry in shown])

@@ -230,10 +230,12 @@ def _spawn(program: str, criu: service.Service) -> int:
                     actions.append((posix.POSIX_SPAWN_CLOSE, descriptor))
             except OSError:
                 pass  # the descriptor that listed the directory
-        words = [b"criu", b"swrk", b"%d" % RPC]
-        return posix.posix_spawn(program, words, ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=RESET)
+        argv = [b"criu", b"swrk", b"%d" % RPC]
+        return posix.posix_spawn(program, argv, ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=RESET)
     except OSError as error:
-        raise PyociError(f"{program}: {error.strerror}") from None
+        from pyoci.kernel.errnos import words
+
+        raise PyociError(f"{program}: {words(error.errno or 0)}") from None
     finally:
         posix.close(null)
         for fd in high:

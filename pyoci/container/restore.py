@@ -190,7 +190,9 @@ class Restoration(Creation):
         try:
             return posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
         except OSError as error:
-            raise PyociError(f"/linux/namespaces/{index}/path: open {path}: {error.strerror}") from None
+            from pyoci.kernel.errnos import words
+
+            raise PyociError(f"/linux/namespaces/{index}/path: open {path}: {words(error.errno or 0)}") from None
 
     def _fields(self, image: int, work: int, config: str) -> list[tuple[str, rpc.Value]]:
         images, blueprint, state = self.images, self.blueprint, self.state

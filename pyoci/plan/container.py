@@ -21,7 +21,7 @@ from pyoci.plan import namespaces as ns
 from pyoci.plan.cgroups import plan_cgroups
 from pyoci.plan.entry import LIFECYCLE, NAME, default_signals, every_processor, granted_capabilities, own_keyring, shed
 from pyoci.plan.ops import RUNTIME, Buffer, Op, Ref, Struct
-from pyoci.plan.paths import HANDLE, close, make_directories, on_host, openat2
+from pyoci.plan.paths import HANDLE, close, make_directories, openat2, to_bytes
 from pyoci.plan.process import plan_process
 from pyoci.reports import TERMINAL_MESSAGE
 from pyoci.spec.linux_rules import sysctl_path
@@ -247,7 +247,7 @@ def write_file(directory: int | Ref, path: bytes, text: str, origin: str) -> lis
 
 
 def _open_root(spec: Spec, options: PlanOptions, own_mounts: bool, attached: bool) -> list[Op]:
-    path = on_host(root_path(spec, options.bundle))
+    path = to_bytes(root_path(spec, options.bundle))
     if attached:
         from pyoci.plan.root_mount import open_root
 
@@ -286,12 +286,12 @@ def _place_root(spec: Spec, options: PlanOptions, own_mounts: bool, attached: bo
     if not own_mounts:
         from pyoci.plan.root_mount import place_root
 
-        return place_root(spec, on_host(root_path(spec, options.bundle))) if attached else []
+        return place_root(spec, to_bytes(root_path(spec, options.bundle))) if attached else []
     asked = spec.linux.rootfs_propagation
     slave = asked in ("", "slave", "rslave")
     on_top = _attach_root(b"/")
     if _has_create_hooks(spec) and not options.no_pivot:
-        place = _attach_root(on_host(root_path(spec, options.bundle)), tolerate=(EACCES,), otherwise=[on_top])
+        place = _attach_root(to_bytes(root_path(spec, options.bundle)), tolerate=(EACCES,), otherwise=[on_top])
     else:
         place = on_top
     return [

@@ -14,7 +14,7 @@ from pyoci.kernel import flags as k
 from pyoci.plan.mounts import TREE, move_op, setattr_op, source_path
 from pyoci.plan.ops import Op, Ref
 from pyoci.plan.options import MountOptions
-from pyoci.plan.paths import EXACT, HANDLE, close, on_host, openat2, parts
+from pyoci.plan.paths import EXACT, HANDLE, close, openat2, parts, to_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def begin(folder: str) -> list[Op]:
         Op("fsconfig", (Ref("fs"), k.FSCONFIG_CMD_CREATE, 0, 0, 0), RESTORE),
         Op("fsmount", (Ref("fs"), k.FSMOUNT_CLOEXEC, 0), RESTORE, "outside"),
         close("fs", RESTORE),
-        Op("move_mount", (Ref("outside"), b"", k.AT_FDCWD, on_host(folder), k.MOVE_MOUNT_F_EMPTY_PATH), RESTORE),
+        Op("move_mount", (Ref("outside"), b"", k.AT_FDCWD, to_bytes(folder), k.MOVE_MOUNT_F_EMPTY_PATH), RESTORE),
         Op("mkdirat", (Ref("outside"), ROOT.encode(), 0o755), RESTORE),
     ]
 
@@ -128,7 +128,7 @@ def external_ops(mounts: list[External]) -> list[Op]:
             ops.append(Op("mknodat", (Ref("outside"), label, S_IFREG | 0o600, 0), origin))
         flags = CLONE | (k.AT_RECURSIVE if options is not None and options.recursive else 0)
         hint = f"the source {mount.source} is on the host"
-        ops.append(Op("open_tree", (k.AT_FDCWD, on_host(mount.source), flags), origin, "tree", hint=hint))
+        ops.append(Op("open_tree", (k.AT_FDCWD, to_bytes(mount.source), flags), origin, "tree", hint=hint))
         if options is not None:
             # how changes of the host's reach it is config.json's as well
             on, off = options.tree_attr

@@ -11,7 +11,7 @@ from errno import EINVAL, ENOENT
 from pyoci.kernel import flags as k
 from pyoci.plan.ops import Op, Ref, Struct
 from pyoci.plan.options import MountOptions
-from pyoci.plan.paths import EXACT, HANDLE, SCOPED, close, on_host, openat2, place, relative
+from pyoci.plan.paths import EXACT, HANDLE, SCOPED, close, openat2, place, relative, to_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _attributes(plan: MountPlan, tree: str, options: MountOptions, origin: str, 
 def _clone(index: int, source: str, options: MountOptions) -> Op:
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | (k.AT_RECURSIVE if options.recursive else 0)
     hint = f"the source {source} is on the host"
-    return Op("open_tree", (k.AT_FDCWD, on_host(source), flags), f"/mounts/{index}", f"source{index}", hint=hint)
+    return Op("open_tree", (k.AT_FDCWD, to_bytes(source), flags), f"/mounts/{index}", f"source{index}", hint=hint)
 
 
 def _bind(

@@ -44,9 +44,9 @@ def openat2(  # noqa: PLR0913 - the call has this many
     return Op("openat2", (Ref(root), path, how, 24), origin, result, "init", tolerate, otherwise, then, hint)
 
 
-def on_host(path: str) -> bytes:
-    """A path on the host as the kernel takes it; the command line's may be no text, and is given back as it was."""
-    return path.encode("utf-8", "surrogateescape")
+def to_bytes(text: str) -> bytes:
+    """Text as the kernel takes it; what the command line has may be none, and is given back as it was."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def relative(path: str) -> bytes:

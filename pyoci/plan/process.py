@@ -17,7 +17,7 @@ from pyoci.kernel import flags as k
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.seccomp import SECCOMP_FILTER_FLAG_NEW_LISTENER
 from pyoci.plan.ops import Address, Asset, Blob, Buffer, Op, Ref, Struct, Vector
-from pyoci.plan.paths import HANDLE, SCOPED, close, openat2
+from pyoci.plan.paths import HANDLE, SCOPED, close, openat2, to_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
         else:
             begin.append(load)
     begin += late_caps
-    argv = Vector([arg.encode() for arg in process.args])
+    argv = Vector([to_bytes(arg) for arg in process.args])
     # of several the last, as in other runtimes, and as what exec adds is meant; getenv(3) would find the first
     env: tuple[str, ...] = tuple({entry.partition("=")[0]: entry for entry in process.env}.values())
     if host.home:
@@ -211,7 +211,7 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
         from pyoci.plan.listening import NAMES
 
         env = tuple(entry for entry in env if not entry.startswith(NAMES))
-    envp = Vector([*[entry.encode() for entry in env], *more_env])
+    envp = Vector([*[to_bytes(entry) for entry in env], *more_env])
     for number, path in enumerate(candidates):
         last = number == len(candidates) - 1
         begin.append(
@@ -249,7 +249,7 @@ def _privileges(plan: ProcessPlan, process: Process, sets: CapabilitySets, secco
 def _cwd_before(cwd: str) -> list[Op]:
     """Enter the working directory with full privileges; a user who could not reach it still may be in it."""
     enter = [Op("fchdir", (Ref("cwd"),), "/process/cwd", tolerate=(EACCES,)), close("cwd", "/process/cwd")]
-    path = cwd.encode()
+    path = to_bytes(cwd)
     handle = HANDLE | k.O_DIRECTORY
     root = Op("openat", (k.AT_FDCWD, b"/", handle), "/process/cwd", "root")
     find = openat2("root", path, handle, SCOPED, "/process/cwd", "cwd", tolerate=(EACCES,), then=enter)
@@ -266,7 +266,7 @@ def _cwd_after(cwd: str) -> list[Op]:
     return [
         openat2(
             "root",
-            cwd.encode(),
+            to_bytes(cwd),
             handle,
             SCOPED,
             "/process/cwd",
@@ -292,12 +292,12 @@ def _candidates(process: Process) -> list[bytes]:
     """Where execvp(3) would look for args[0]."""
     name = process.args[0]
     if "/" in name:
-        return [name.encode()]
+        return [to_bytes(name)]
     path = DEFAULT_PATH
     for entry in process.env:
         if entry.startswith("PATH="):
             path = entry[5:]
-    return [f"{directory or '.'}/{name}".encode() for directory in path.split(":")]
+    return [to_bytes(f"{directory or '.'}/{name}") for directory in path.split(":")]
 
 
 def _advice(process: Process, candidates: list[bytes]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyoci.kernel import flags as k
 from pyoci.plan.mounts import move_op, setattr_op
 from pyoci.plan.ops import Op
-from pyoci.plan.paths import close, on_host, place
+from pyoci.plan.paths import close, place, to_bytes
 
 ORIGIN = "runtime.md#lifecycle"
 PLACE = "/run/notify"
@@ -16,7 +16,7 @@ ATTRIBUTES = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.
 def source(directory: str) -> Op:
     """`@notify`: the directory on the host, as a tree of its own."""
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
-    return Op("open_tree", (k.AT_FDCWD, on_host(directory), flags), ORIGIN, "notify")
+    return Op("open_tree", (k.AT_FDCWD, to_bytes(directory), flags), ORIGIN, "notify")
 
 
 def mount() -> list[Op]:

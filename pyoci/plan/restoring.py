@@ -14,7 +14,7 @@ from pyoci.plan.entry import default_signals
 from pyoci.plan.external import RESTORE, ROOT, begin, external_ops, finish
 from pyoci.plan.mounts import ATTR_SIZE, move_op, setattr_op, source_path
 from pyoci.plan.ops import Op, Ref, Struct, Vector
-from pyoci.plan.paths import EXACT, HANDLE, close, on_host, openat2, place
+from pyoci.plan.paths import EXACT, HANDLE, close, openat2, place, to_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     ops += external_ops(outside)
     ops += _root(spec, host, options)
     # CRIU mounts things below its working directory, so that has to be one of its mount namespace
-    ops.append(Op("openat", (k.AT_FDCWD, on_host(work), HANDLE | k.O_DIRECTORY), RESTORE, "work"))
+    ops.append(Op("openat", (k.AT_FDCWD, to_bytes(work), HANDLE | k.O_DIRECTORY), RESTORE, "work"))
     ops.append(Op("fchdir", (Ref("work"),), RESTORE))
     ops.append(close("work", RESTORE))
     ops += finish()
@@ -88,7 +88,7 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
 
 def _root(spec: Spec, host: Host, options: PlanOptions) -> list[Op]:
     """The root where CRIU wants it, with a place for each mount: the images may be from another machine."""
-    path = on_host(root_path(spec, options.bundle))
+    path = to_bytes(root_path(spec, options.bundle))
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_RECURSIVE
     ops = [
         Op("open_tree", (k.AT_FDCWD, path, flags), "/root/path", "tree"),
