@@ -37,6 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> None:
+    """The first command after an installation writes byte code and a snapshot: on a busy machine that takes longer than
+    any test lets a command take."""
+    installed = Path(sys.executable).with_name("pyoci")
+    if installed.exists():
+        words = [str(installed), "--root", "/proc/nonexistent", "state", "none"]
+        subprocess.run(words, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout: pyproject.toml, bundles/, schemas/ and conformance/ are in it."""

@@ -228,6 +228,6 @@ def test_the_plan() -> None:
 
     spec = Spec("1.2.0", Root("r"), (), Process("/", ("/a",)), linux=Linux((Namespace("mount"),)))
     ops = list(walk(plan_container(spec, Host(), PlanOptions("c", "/b", notify="/state/c/notify")).ops))
-    assert [op.args[1] for op in ops if op.call == "open_tree"][1] == b"/state/c/notify"
+    assert b"/state/c/notify" in [op.args[1] for op in ops if op.call == "open_tree"]
     assert "NOTIFY_SOCKET=/run/notify/notify.sock" in str(ops[-1].args[2].items)  # type: ignore[attr-defined]
     assert not [op for op in walk(plan_container(spec, Host(), PlanOptions("c", "/b")).ops) if b"notify" in op.args]
