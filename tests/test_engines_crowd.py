@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.root]
 PYOCI = Path(sys.executable).parent / "pyoci"
-MANY = os.environ.get("PYOCI_CROWD", "12")
+MANY = os.environ.get("PYOCI_CROWD", "8")
 
 
 @pytest.mark.parametrize("engine", ["podman", "docker", "containerd"])

@@ -200,8 +200,18 @@ class Crowd:
             if parent.stat().st_dev == top.stat().st_dev:
                 shutil.rmtree(parent)
                 continue
+            end = time.monotonic() + PATIENCE
             for where, _, _ in os.walk(parent, topdown=False):
-                os.rmdir(where)
+                while True:
+                    try:
+                        os.rmdir(where)
+                        break
+                    except OSError as error:
+                        # the last conmon is still ending
+                        if time.monotonic() > end:
+                            self.failed["tidy"] = str(error)
+                            break
+                        time.sleep(0.1)
 
 
 def mounts() -> Counter[str]:
