@@ -102,6 +102,29 @@ def test_mounts_of_one_file_system(box: Box, images: Images) -> None:
     box.exec("touch", "/open/x")
 
 
+def test_where_mounts_are_shared(box: Box, images: Images) -> None:
+    """As systemd has them: several directories and files of one mount of the host's, each a slave of it."""
+    (box.folder / "shared").mkdir()
+    (box.folder / "file").write_text("one file\n")
+    box.mount("/shared", "bind", str(box.folder / "shared"), "bind", "ro")
+    box.mount("/etc/file", "bind", str(box.folder / "file"), "bind", "ro")
+    box.process["args"] = ["sh", "-c", COUNTER]
+    box.write()
+    before = ["unshare", "-m", "--propagation", "private", "sh", "-ec", 'mount --make-rshared /; exec "$@"', "sh", "sh"]
+    script = '"$@" run --detach --bundle "$0" "$ID" && "$@" checkpoint $FLAGS "$ID" && "$@" $RESTORE'
+    variables = {"ID": box.id, "FLAGS": " ".join(images.flags()), "RESTORE": " ".join(images.words())}
+    with (box.folder / "there.err").open("w+", encoding="utf-8") as error:
+        done = subprocess.run(
+            [*before, "-c", script, str(box.bundle), *box.command()], env={**os.environ, **variables}, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=error, timeout=60,
+        )  # fmt: skip
+        error.seek(0)
+        assert (done.returncode, error.read()) == (0, "")
+    last = count(box)
+    until(lambda: count(box) > last)
+    assert "Read-only" in box("exec", box.id, "touch", "/shared/x").stderr
+
+
 def test_mounts_below_a_mount(box: Box, images: Images) -> None:
     """A recursive bind, read-only as a whole, has file systems of the host's below it."""
     (box.folder / "shared/below").mkdir(parents=True)
@@ -166,6 +189,8 @@ def test_devices(box: Box, images: Images) -> None:
 
 
 def test_a_user_namespace(box: Box, images: Images) -> None:
+    if any(" shared:" in line for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()):
+        pytest.skip("CRIU cannot restore several files of a shared /dev that are mounted in a user namespace")
     box.namespace("user")
     box.linux["uidMappings"] = box.linux["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
     for path in [box.rootfs, *box.rootfs.iterdir()]:
@@ -192,7 +217,6 @@ def loose(box: Box) -> None:
     box.capabilities("CAP_CHOWN", "CAP_NET_RAW")
     box.linux.pop("maskedPaths", None)
     box.linux.pop("readonlyPaths", None)
-
 
 
 

@@ -9,20 +9,16 @@ from checks import Check
 from daemons import Containerd, Docker
 from podman import Podman
 
-COUNT = "sh -c 'i=0; while :; do i=$((i+1)); echo $i >/n; sleep 0.05; done'"
+COUNT = "sh -c 'i=0; while :; do i=$((i+1)); echo $i >/m; mv /m /n; sleep 0.05; done'"
 # the counter must not have begun anew
-# (the file is empty for a moment each time)
-FURTHER = (
-    "sh -c 'n=0; until [ $n -gt $0 ]; do n=$(cat /n); n=$((n+0)); sleep 0.1; done;"
-    " [ $n -lt $(($0+1000)) ] && echo further'"
-)
+FURTHER = "sh -c 'until [ $(cat /n) -gt $0 ]; do sleep 0.1; done; [ $(cat /n) -lt $(($0+1000)) ] && echo further'"
 
 PODMAN: tuple[Check, ...] = (
-    ("to be written", "{engine} run -d {options} --name k1 {image} " + COUNT + " && sleep 1", r"^rc=0\b"),
+    ("to be written", "{engine} run -d {options} --name k1 {image} " + COUNT + " && sleep 2", r"^rc=0\b"),
     ("left running",
      "{engine} container checkpoint --leave-running k1 && {engine} inspect -f '{{{{.State.Status}}}}' k1",
      r"^rc=0 .*\brunning\b"),
-    ("written", "{engine} exec k1 grep . /n >{folder}/n && {engine} container checkpoint --print-stats k1",
+    ("written", "{engine} exec k1 cat /n >{folder}/n && {engine} container checkpoint --print-stats k1",
      r"^rc=0 .*_time"),
     ("and stopped", "{engine} inspect -f '{{{{.State.Status}}}} {{{{.State.Checkpointed}}}}' k1",
      r"^rc=0 exited true\b"),
@@ -33,7 +29,7 @@ PODMAN: tuple[Check, ...] = (
     ("its log", "{engine} logs k1", r"^rc=0\b"),
     ("with connections", "{engine} container checkpoint --tcp-established --file-locks k1 && {engine} container restore"
      " --tcp-established --file-locks k1", r"^rc=0\b"),
-    ("kept", "{engine} exec k1 grep . /n >{folder}/n && {engine} container checkpoint --keep k1"
+    ("kept", "{engine} exec k1 cat /n >{folder}/n && {engine} container checkpoint --keep k1"
      " && {engine} container restore --keep k1 && {engine} exec k1 " + FURTHER + " $(cat {folder}/n)",
      r"^rc=0 .*\bfurther\b"),
     ("exported", "{engine} exec k1 sh -c 'echo kept >/kept' && {engine} container checkpoint --export"
@@ -53,8 +49,8 @@ PODMAN: tuple[Check, ...] = (
 )  # fmt: skip
 
 CONTAINERD: tuple[Check, ...] = (
-    ("to be written", "{engine} run -d {options} {image} k1 " + COUNT + " && sleep 1", r"^rc=0\b"),
-    ("written", "{engine} task exec --exec-id e1 k1 grep . /n >{folder}/n && {engine} containers checkpoint --rw"
+    ("to be written", "{engine} run -d {options} {image} k1 " + COUNT + " && sleep 2", r"^rc=0\b"),
+    ("written", "{engine} task exec --exec-id e1 k1 cat /n >{folder}/n && {engine} containers checkpoint --rw"
      " --image --task k1 localhost/k1:written", r"^rc=0\b"),
     ("it goes on", "{engine} task exec --exec-id e2 k1 " + FURTHER + " $(cat {folder}/n)", r"^rc=0 .*\bfurther\b"),
     ("away", "{engine} task kill -s KILL k1; sleep 1; {engine} task delete k1; {engine} containers rm k1", r"^rc=0\b"),
@@ -66,7 +62,7 @@ CONTAINERD: tuple[Check, ...] = (
 )  # fmt: skip
 
 DOCKER: tuple[Check, ...] = (
-    ("to be written", "{engine} run -d {options} --name k1 {image} " + COUNT + " && sleep 1", r"^rc=0\b"),
+    ("to be written", "{engine} run -d {options} --name k1 {image} " + COUNT + " && sleep 2", r"^rc=0\b"),
     ("left running", "{engine} checkpoint create --leave-running k1 one && {engine} exec k1 echo on",
      r"^rc=0 .*\bon\b"),
     ("written", "{engine} checkpoint create k1 two && sleep 1 && {engine} inspect -f '{{{{.State.Status}}}}' k1",
@@ -111,4 +107,3 @@ class DockerCheckpoint(Docker):
     def start(self) -> None:
         self.more = {"experimental": True}
         super().start()
-

@@ -9,7 +9,7 @@ from pyoci.container.checkpoint import DESCRIPTORS, NETWORK, PIDS, check, common
 from pyoci.container.create import Blueprint, Creation, check_directory, check_terminal, look, read_config
 from pyoci.container.perform import run_container_hooks, write_pid_file
 from pyoci.criu import rpc, service
-from pyoci.criu.external import of_host
+from pyoci.criu.external import of_host, on_this_host
 from pyoci.errors import PyociError
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Session, run_ops, template
@@ -69,7 +69,8 @@ def draw(options: CreateOptions, images: CheckpointOptions, program: str) -> tup
     given += [name for name in ("network", "pid") if name in Namespaces(spec.linux).joined]
     folder = f"{absolute(options.root)}/{options.id}/{OUTSIDE}"
     cgroups = cgroups_of(spec, host, plan_options)
-    outside = external(spec, host, bundle, cgroups.paths)
+    mapped = any(entry.type == "user" for entry in spec.linux.namespaces)
+    outside = on_this_host(external(spec, host, bundle, cgroups.paths), mapped)
     work = images.work_path or images.image_path
     plan = plan_restore(spec, host, plan_options, cgroups, outside, program, folder, work, given)
     return Blueprint(spec, data, host, plan_options, plan, bundle, {}), outside

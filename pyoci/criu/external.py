@@ -7,17 +7,17 @@ config.json says where that comes from: the images, which may be anybody's, cann
 from __future__ import annotations
 
 import posix
-from stat import S_ISCHR
+from stat import S_IFDIR, S_ISCHR, S_ISDIR
 
 from pyoci.mountinfo import mount_of, rows
-from pyoci.plan.external import clean, device_paths
+from pyoci.plan.external import External, clean, device_paths
 from pyoci.tree import find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyoci.plan.external import External
+    from pyoci.mountinfo import Row
     from pyoci.spec.types import Mount, Spec
 
 TTYS = (4, 5, *range(136, 144))  # majors of terminals (Documentation/admin-guide/devices.txt)
@@ -68,17 +68,58 @@ def _below(place: str, above: str) -> bool:
     return place.startswith(above.rstrip("/") + "/")
 
 
+def on_this_host(mounts: list[External], mapped: bool) -> list[External]:
+    """What is mounted for each, and what comes with those that are recursive; the part of `External` that the machine
+    says.  Root of a user namespace (`mapped`) would not get through the directories above a source."""
+    there = rows()
+    found: list[External] = []
+    for mount in mounts:
+        found.append(mount)
+        if mount.recursive is not None and mount.source != "/":
+            for number, row in enumerate(there.values()):
+                if _below(row.place, mount.source):
+                    below = row.place[len(mount.source.rstrip("/")) :]
+                    kind = "dir" if S_ISDIR(_mode(row.place)) else "file"
+                    label = f"{mount.label}_{number}"
+                    found.append(External(mount.name + below, row.place, label, kind, mount.origin, mount.recursive))
+    if not mapped:
+        for mount in found:
+            _widen(mount, there)
+    return found
+
+
+def _mode(path: str) -> int:
+    try:
+        return posix.stat(path).st_mode
+    except OSError:
+        return S_IFDIR
+
+
+def _widen(mount: External, there: dict[int, Row]) -> None:
+    try:
+        handle = posix.open(mount.source, posix.O_PATH | posix.O_CLOEXEC)
+    except OSError:
+        return  # init's open says why
+    try:
+        row = there.get(mount_of(handle))
+        path = posix.readlink(f"/proc/self/fd/{handle}")
+    finally:
+        posix.close(handle)
+    if row is None or path == row.place or not (row.place == "/" or _below(path, row.place)):
+        return
+    above = posix.open(row.place, posix.O_PATH | posix.O_CLOEXEC)
+    try:
+        if mount_of(above) != row.id:
+            return  # covered
+    finally:
+        posix.close(above)
+    mount.top, mount.below, mount.kind = row.place, path[len(row.place.rstrip("/")) :], "dir"
+
+
 def of_host(mounts: list[External], folder: str) -> Iterator[tuple[str, str]]:
     """(name in the images, path for CRIU) of all that config.json can mean by a name."""
-    mounted = list(rows().values())
     for mount in mounts:
-        path = f"{folder}/{mount.label}"
-        yield mount.name, path
-        if mount.options is not None and mount.options.recursive:
-            for row in mounted:
-                if _below(row.place, mount.source) and mount.source != "/":
-                    below = row.place[len(mount.source.rstrip("/")) :]
-                    yield mount.name + below, path + below
+        yield mount.name, f"{folder}/{mount.label}{mount.below}"
 
 
 def stdio(pid: int) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from stat import S_IFREG
 
 from pyoci.kernel import flags as k
-from pyoci.plan.mounts import TREE, move_op, setattr_op, source_path
+from pyoci.plan.mounts import move_op, setattr_op, source_path
 from pyoci.plan.ops import Op, Ref
 from pyoci.plan.options import MountOptions
 from pyoci.plan.paths import EXACT, HANDLE, close, openat2, parts, to_bytes
@@ -31,19 +31,32 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 class External:
     """One mount: `name` in the images, `source` on the host, `label` below the directory that CRIU is shown; `kind` is
-    dir or file.  `options` None leaves it as it is on the host."""
+    dir or file.  `attributes` are what is set, cleared, and the propagation (MS_*); None leaves it as it is.
 
-    __slots__ = ("kind", "label", "name", "options", "origin", "source")
+    What is mounted for CRIU is `top`, and it is shown `below` that: CRIU takes the propagation of all mounts of one
+    peer group from one of them, for which the kernel wants the root of a mount that has all of them in it.
+    """
+
+    __slots__ = ("attributes", "below", "kind", "label", "name", "origin", "recursive", "source", "top")
 
     def __init__(
-        self, name: str, source: str, label: str, kind: str, origin: str, options: MountOptions | None
+        self, name: str, source: str, label: str, kind: str, origin: str, attributes: tuple[int, int, int] | None
     ) -> None:
         self.name = name
-        self.source = source
+        self.source = self.top = source
         self.label = label
         self.kind = kind
         self.origin = origin
-        self.options = options
+        self.attributes = attributes
+        self.below = ""
+        self.recursive: tuple[int, int, int] | None = None
+
+
+def attributes_of(options: MountOptions) -> tuple[int, int, int]:
+    """Those of the mount itself."""
+    on, off = options.attr
+    tree_on, tree_off = options.tree_attr
+    return tree_on & ~off | on, tree_off | off, options.propagation or options.tree_propagation or k.MS_SLAVE
 
 
 def clean(path: str) -> str:
@@ -64,7 +77,9 @@ def external(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str]) 
     def add(name: str, source: str, label: str, kind: str, origin: str, options: MountOptions | None = None) -> None:
         # last, as it is mounted
         found.pop(name, None)
-        found[name] = External(name, source, label, kind, origin, options)
+        found[name] = External(name, source, label, kind, origin, attributes_of(options) if options else None)
+        if options is not None and options.recursive:
+            found[name].recursive = (*options.tree_attr, options.tree_propagation or k.MS_SLAVE)
 
     for path in spec.linux.masked_paths:
         add(clean(path), NULL, "null", "file", "/linux/maskedPaths")
@@ -121,21 +136,16 @@ def external_ops(mounts: list[External]) -> list[Op]:
         if mount.label in made:
             continue
         made.add(mount.label)
-        label, options, origin = mount.label.encode(), mount.options, mount.origin
+        label, origin = mount.label.encode(), mount.origin
         if mount.kind == "dir":
             ops.append(Op("mkdirat", (Ref("outside"), label, 0o700), origin))
         else:
             ops.append(Op("mknodat", (Ref("outside"), label, S_IFREG | 0o600, 0), origin))
-        flags = CLONE | (k.AT_RECURSIVE if options is not None and options.recursive else 0)
         hint = f"the source {mount.source} is on the host"
-        ops.append(Op("open_tree", (k.AT_FDCWD, to_bytes(mount.source), flags), origin, "tree", hint=hint))
-        if options is not None:
+        ops.append(Op("open_tree", (k.AT_FDCWD, to_bytes(mount.top), CLONE), origin, "tree", hint=hint))
+        if mount.attributes is not None:
             # how changes of the host's reach it is config.json's as well
-            on, off = options.tree_attr
-            ops.append(setattr_op("tree", TREE, origin, on, off, options.tree_propagation or k.MS_SLAVE))
-            on, off = options.attr
-            if on or off or options.propagation:
-                ops.append(setattr_op("tree", k.AT_EMPTY_PATH, origin, on, off, options.propagation))
+            ops.append(setattr_op("tree", k.AT_EMPTY_PATH, origin, *mount.attributes))
         ops.append(openat2("outside", label, HANDLE, EXACT, origin, "target"))
         ops += [move_op("tree", "target", origin), close("target", origin), close("tree", origin)]
     return ops
