@@ -37,7 +37,9 @@ def loaded(unit: str) -> bool:
 
 
 class Unit(Box):
-    """A box whose containers are the units `t-ID.scope` in pyoci-test.slice."""
+    """A box whose containers are the units `t-ID.scope` in pyoci-test.slice, or what `path` says."""
+
+    path = ""
 
     @property
     def unit(self) -> str:
@@ -48,7 +50,7 @@ class Unit(Box):
         return super().command("--systemd-cgroup", *args)
 
     def write(self, id: str = "") -> None:
-        self.linux["cgroupsPath"] = f"pyoci-test.slice:t:{id or self.id}"
+        self.linux["cgroupsPath"] = self.path or f"pyoci-test.slice:t:{id or self.id}"
         (self.bundle / "config.json").write_text(json.dumps(self.config), encoding="utf-8")
 
     def file(self, controller: str, name: str) -> str:
@@ -227,3 +229,57 @@ def test_the_host_says_whose_systemd(unit: Unit) -> None:
     unit.write()
     assert '"systemd": "system"' in unit.ok("plan", "--show-host", "--bundle", str(unit.bundle))
     assert "start_unit(" in unit.ok("plan", "--bundle", str(unit.bundle))
+
+
+def test_processor_time_bites(unit: Unit) -> None:
+    unit.linux["resources"] = {"cpu": {"quota": 5000, "period": 50000}}
+    unit.start()
+    unit("exec", unit.id, "busybox", "timeout", "1", "sh", "-c", "while :; do :; done")
+    counted = dict(line.split() for line in unit.file("cpu" if not V2 else "", "cpu.stat").splitlines())
+    assert int(counted["nr_throttled"]) > 2, counted
+    if V2:
+        # what has been handed out already may be used later: 5 ms for each processor
+        most = 5000 * (int(counted["nr_periods"]) + 2) + 10_000 * (os.cpu_count() or 1)
+        assert int(counted["usage_usec"]) < most, counted
+
+
+@pytest.mark.skipif(not V2, reason="who may write to cgroups is said for v2 only")
+def test_a_systemd_in_the_container_may_use_its_cgroup(unit: Unit) -> None:
+    """What the kernel names as delegatable belongs to root of the container's user namespace."""
+    unit.namespace("user")
+    unit.namespace("cgroup")
+    ids = [{"containerID": 0, "hostID": 300000, "size": 65536}]
+    unit.linux["uidMappings"] = unit.linux["gidMappings"] = ids
+    unit.config["mounts"] = [one for one in unit.config["mounts"] if one["destination"] != "/sys/fs/cgroup"]
+    unit.mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime")
+    for path in (unit.folder, *unit.folder.parents):
+        if path.owner() == "root" and path.is_relative_to("/tmp/pytest-of-root"):
+            path.chmod(0o755)
+    unit.start("mkdir /sys/fs/cgroup/own && echo 1 >/sys/fs/cgroup/own/cgroup.procs; sleep 100")
+    cgroup = Path("/sys/fs/cgroup/pyoci.slice/pyoci-test.slice", unit.unit)
+    until(lambda: (cgroup / "own/cgroup.procs").read_text() if (cgroup / "own").exists() else "", "it moves itself")
+    for name in Path("/sys/kernel/cgroup/delegate").read_text().split():
+        if (cgroup / name).exists():
+            assert (cgroup / name).stat().st_uid == 300000, name
+    assert (cgroup.stat().st_uid, (cgroup / "pids.max").stat().st_uid) == (300000, 0)
+
+
+def test_a_unit_that_failed_is_reset(unit: Unit) -> None:
+    """Also one of somebody else's that nobody uses: it has the name, and systemd keeps it until it is told."""
+    words = ["systemd-run", "--scope", "--quiet", f"--unit={unit.unit}", "-p", "CollectMode=inactive"]
+    subprocess.run([*words, "-p", "RuntimeMaxSec=1", "sleep", "60"], check=False)
+    until(lambda: show(unit.unit, "ActiveState")["ActiveState"] == "failed", "the unit fails")
+    properties = {"RuntimeMaxSec": "6", "TimeoutStopSec": "1", "CollectMode": "'inactive'"}
+    unit.config["annotations"] = {f"org.systemd.property.{name}": text for name, text in properties.items()}
+    unit.start()
+    until(lambda: unit.status() == "stopped", "systemd ends the container")
+    until(lambda: show(unit.unit, "ActiveState")["ActiveState"] == "failed")
+    unit.ok("delete", unit.id)
+    unit.nothing_left()
+
+
+@pytest.mark.parametrize("written", ["a/b:c:d", "x.service:p:n", "a--b.slice:p:n", "s.slice:p"])
+def test_a_name_that_is_none(unit: Unit, written: str) -> None:
+    unit.path = written
+    unit.write()
+    assert "/linux/cgroupsPath: " in unit.fails("create", "--bundle", str(unit.bundle), unit.id)
