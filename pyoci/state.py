@@ -39,6 +39,8 @@ NO_PROCESS = "no-process"  # is there for a container that cannot be started
 # A state under creation has a file of its own: a file that replaces another is written to the disk at once by some file
 # systems, and who removes it a moment later waits for that (ext4(5), auto_da_alloc).
 DRAFT, FILE = LAST
+# What the first versions did not write: a container outlives an upgrade, and nothing of the kind was made for it then.
+ADDED = ("mounts", "net_devices", "resctrl", "unit")
 
 
 def timestamp() -> str:
@@ -141,10 +143,13 @@ class State:
 
     @classmethod
     def from_json(cls, value: object) -> State:
-        """ValueError for anything that `to_json` does not write; names that it does not know are a later version's."""
+        """ValueError for anything that `to_json` of this version or an earlier one does not write; names that it does
+        not know are a later version's.
+        """
         if not isinstance(value, dict):
             raise ValueError("not an object")
         model = cls("", "", "").to_json()
+        value = {**{name: model[name] for name in ADDED}, **value}
         for name, like in model.items():
             if name not in value:
                 raise ValueError(f"/{name} is missing")

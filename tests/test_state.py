@@ -216,6 +216,15 @@ def test_a_later_version_may_know_more(store: Store) -> None:
         store.load()
 
 
+def test_an_earlier_version_knew_less(store: Store) -> None:
+    raw = State("c1", "/b", "/r", pid=7).to_json()
+    for name in ("mounts", "net_devices", "resctrl", "unit"):
+        del raw[name]
+    store.write("state.json", json.dumps(raw).encode())
+    state = store.load()
+    assert (state.pid, state.mounts, state.net_devices, state.resctrl, state.unit) == (7, {}, [], {}, "")
+
+
 def test_a_directory_without_a_state_is_no_container_yet(store: Store) -> None:
     with pytest.raises(NotFound):
         store.load()
