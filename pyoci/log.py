@@ -106,6 +106,14 @@ def warning(message: str) -> None:
         _tell("warning", message)
 
 
+def note(message: str) -> None:
+    """A warning for who keeps a log, and not for stderr: of what documents have by habit, runc's default one too."""
+    if _descriptor >= 0 or _system is not None:
+        warning(message)
+    else:
+        debug(message)
+
+
 def debug(message: str, **fields: object) -> None:
     """Only with --debug.  In hot places ask `log.debugging` first, and so save making the arguments."""
     if debugging and _system is not None:

@@ -177,14 +177,14 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
     user_namespace = any(entry.type == "user" for entry in spec.linux.namespaces)
     missing = ungranted(process.capabilities, host, granted_capabilities(host, user_namespace))
     loose = [name for name in unheld(process.capabilities) if name not in missing]
-    for pointer, reason, names in (
-        ("/process/capabilities", "they are unknown or not ours to give", missing),
-        ("/process/capabilities/ambient", "they are not both permitted and inheritable", loose),
-    ):
-        if names:
-            from pyoci import log
+    if missing or loose:
+        from pyoci import log
 
-            log.warning(f"{pointer}: left out, because {reason}: {', '.join(names)}")
+        left_out = "left out, because they are"
+        if missing:
+            log.warning(f"/process/capabilities: {left_out} unknown or not ours to give: {', '.join(missing)}")
+        if loose:
+            log.note(f"/process/capabilities/ambient: {left_out} not both permitted and inheritable: {', '.join(loose)}")
 
 
 def missing(paths: dict[str, str]) -> list[str]:
