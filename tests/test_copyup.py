@@ -34,7 +34,7 @@ def filled(box: Box) -> Box:  # noqa: F811
     os.chown(data / "deep", 5, 6)
     os.chown(data / "two words", 7, 8)
     os.chown(data / "link", 9, 9, follow_symlinks=False)
-    data.chmod(0o1777)
+    data.chmod(0o1755)  # not for others to write to: sysctl fs.protected_symlinks is about links in such directories
     return box
 
 

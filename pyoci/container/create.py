@@ -184,7 +184,8 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
         if missing:
             log.warning(f"/process/capabilities: {left_out} unknown or not ours to give: {', '.join(missing)}")
         if loose:
-            log.note(f"/process/capabilities/ambient: {left_out} not both permitted and inheritable: {', '.join(loose)}")
+            names = ", ".join(loose)
+            log.note(f"/process/capabilities/ambient: {left_out} not both permitted and inheritable: {names}")
 
 
 def missing(paths: dict[str, str]) -> list[str]:
