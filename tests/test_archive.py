@@ -71,11 +71,11 @@ def test_made_by_the_first_use_and_used_by_the_second(install: Install) -> None:
     assert {"pyoci", "state"} <= set(made)
     before = [path.stat().st_mtime_ns for path in made.values()]
     # what is in an archive is not read from files any more
-    # (what talks to systemd is in none, and is put into the snapshot that each use makes here)
-    for path in (install.package / "kernel").rglob("*.pyc"):
+    for path in (install.package / "cgroup").rglob("*.pyc"):
         path.unlink()
     assert install.run(*STATE) == ANSWER
-    assert list((install.package / "kernel").rglob("*.pyc")) == []
+    # what talks to systemd is in none, and is put into the snapshot that each use makes here
+    assert {path.name.partition(".")[0] for path in (install.package / "cgroup").rglob("*.pyc")} <= {"bus", "systemd"}
     assert [path.stat().st_mtime_ns for path in install.archives().values()] == before
 
 
