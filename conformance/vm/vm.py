@@ -86,7 +86,9 @@ class Machine:
             device(f"virtio-9p-pci,fsdev=f{n},mount_tag=share{n}", "-fsdev", *local, f"id=f{n}", readonly,
                    f"path={path}")  # fmt: skip
         words += ["-kernel", f"{self.kernel}/vmlinux", "-initrd", f"{self.kernel}/initrd"]
-        return [*words, "-append", f"console=ttyS0 quiet panic=-1 mitigations=off {LAYOUTS[options.cgroup]}", *more]
+        # a kernel that has gone wrong ends the machine, where it would stand there until somebody's patience ends
+        kernel = f"console=ttyS0 quiet panic=-1 oops=panic mitigations=off {LAYOUTS[options.cgroup]}"
+        return [*words, "-append", kernel, *more]
 
     def start(self, words: list[str]) -> subprocess.Popen[bytes]:
         with (self.folder / "qemu").open("wb") as said:
