@@ -10,9 +10,10 @@ is skipped with one runtime and run with another differs too: its row has "skip"
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 Results = dict[str, dict[str, dict[str, str]]]  # file -> runtime -> test -> "ok", "skip" or "fails"
 
@@ -107,3 +108,32 @@ def table(title: str, programs: Iterable[str], results: Results, explained: Expl
         cells = " | ".join(outcomes[name] for name in names)
         lines.append(f"| {file} | {test} | {cells} | {row.reason if row else '**unexplained**'} |")
     return "\n".join(lines) + "\n"
+
+
+class Runner(Protocol):
+    """Runs the tests of a file with one runtime."""
+
+    def run(self, file: str, only: str | None, /) -> tuple[dict[str, str], str, float]:
+        """Test -> outcome, all that was printed, and the seconds that it took."""
+
+
+def run_file(
+    pool: Executor, runners: Mapping[str, Runner], file: str, only: str | None, outputs: Path | None, results: Results
+) -> None:
+    """One file with every runtime, into `results`; what they print goes to files in `outputs`."""
+    running = {name: pool.submit(runner.run, file, only) for name, runner in runners.items()}
+    for name, future in running.items():
+        found, said, seconds = future.result()
+        results.setdefault(file, {})[name] = found
+        print(f"{file:24}{name:8}{seconds:6.1f} s  {counts(found.values())}", flush=True)
+        if outputs:
+            outputs.mkdir(parents=True, exist_ok=True)
+            (outputs / f"{file}-{name}").write_text(said, encoding="utf-8")
+
+
+def status(results: Results, explained: Explained, whole: bool) -> int:
+    """The exit status of a command: 1, and a line for each, when something is not as the rows say."""
+    found = surprises(results, explained, whole)
+    for line in found:
+        print(f"not as expected: {line}")
+    return 1 if found else 0

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from modules import load
 
 from pyoci.schema import Walk, schema
 from pyoci.spec import unsupported
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def load() -> ModuleType:
-    path = ROOT / "conformance" / "spec_conformance.py"
-    spec = importlib.util.spec_from_file_location("spec_conformance", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TABLE = load()
+TABLE = load(ROOT / "conformance" / "spec_conformance.py")
 RULES = TABLE.rules()
 
 

@@ -3,7 +3,6 @@ what is shared by them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -13,23 +12,14 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from modules import load
 
 FOLDER = Path(__file__).resolve().parent.parent / "conformance"
 PYOCI = Path(sys.executable).parent / "pyoci"
 CRITEST = Path("/var/cache/pyoci-check/cri-tools-v1.34.0/critest")
 SKIPPED = 77
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 DIFFERENCES = load(FOLDER / "differences.py")

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from modules import load
 
 CONFORMANCE = Path(__file__).resolve().parent.parent / "conformance"
 FOLDER = CONFORMANCE / "runc-integration"
 PYOCI = Path(sys.executable).parent / "pyoci"
 NEEDS = ("bats", "gawk", "jq", "gcc", "busybox")
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 for name in ("tap", "differences"):

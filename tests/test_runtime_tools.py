@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from modules import load
 
 FOLDER = Path(__file__).resolve().parent.parent / "conformance" / "runtime-tools"
 PYOCI = Path(sys.executable).parent / "pyoci"
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 TAP = load(FOLDER.parent / "tap.py")

@@ -209,24 +209,14 @@ def main() -> int:
         runners = {name: Runner(tests, folder / name, name, path, folder / "images") for name, path in runtimes.items()}
         with ThreadPoolExecutor(len(runners)) as pool:
             for file in chosen:
-                running = {name: pool.submit(runner.run, file, options.filter) for name, runner in runners.items()}
-                for name, future in running.items():
-                    found, said, seconds = future.result()
-                    results.setdefault(file, {})[name] = found
-                    print(f"{file:24}{name:8}{seconds:6.1f} s  {differences.counts(found.values())}", flush=True)
-                    if options.outputs:
-                        options.outputs.mkdir(parents=True, exist_ok=True)
-                        (options.outputs / f"{file}-{name}").write_text(said, encoding="utf-8")
+                differences.run_file(pool, runners, file, options.filter, options.outputs, results)
     for left in set(Path("/var/tmp").glob(LEFT)) - others:
         left.unlink(missing_ok=True)
     if options.report:
         title = f"podman's system tests {VERSION}, cgroup v1"
         programs = ("podman", "conmon", "bats", *runtimes.values())
         options.report.write_text(differences.table(title, programs, results, explained), encoding="utf-8")
-    surprises = differences.surprises(results, explained, whole=not options.filter)
-    for line in surprises:
-        print(f"not as expected: {line}")
-    return 1 if surprises else 0
+    return differences.status(results, explained, whole=not options.filter)
 
 
 if __name__ == "__main__":
