@@ -126,6 +126,9 @@ def run_file(
         found, said, seconds = future.result()
         results.setdefault(file, {})[name] = found
         print(f"{file:24}{name:8}{seconds:6.1f} s  {counts(found.values())}", flush=True)
+        if "ok" not in found.values():
+            # not tests that fail but a suite that did not run
+            print(f"{file} with {name} said:\n{said[-2000:]}", flush=True)
         if outputs:
             outputs.mkdir(parents=True, exist_ok=True)
             (outputs / f"{file}-{name}").write_text(said, encoding="utf-8")

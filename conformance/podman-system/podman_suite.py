@@ -7,7 +7,7 @@
     conformance/podman-system/run --report FILE      a table of all of it
 
 The tests come as a Go module, by version; podman, conmon and bats are the distribution's.  Each file is run with all
-runtimes at once, each in namespaces of its own with cgroup v1 alone (inside.sh).  Exits with 1 unless every failure
+runtimes at once, each in namespaces of its own with cgroup v1 alone (../inside.sh).  Exits with 1 unless every failure
 and every difference is in differences.txt, with its reason; with 77 where what it needs is not there.  Needs root, and
 Go for the download.
 """
@@ -125,7 +125,8 @@ class Runner:
             file=f"{file}.bats" + (f" --filter '{names}'" if names else ""),
         )  # fmt: skip
         group = f"pyoci-podman-system-{os.getpid()}-{self.name}"
-        words = [str(HERE / "inside.sh"), str(self.folder), group, "bash", "-c", script]
+        words = [str(HERE.parent / "inside.sh"), "v1", group, str(HERE / "inside.sh"), str(self.folder)]
+        words += ["bash", "-c", script]
         begun = time.monotonic()
         output = self.folder / "output"
         with output.open("wb") as out:

@@ -10,8 +10,8 @@
     conformance/runc-integration/run --report FILE    a table of all of it
 
 The suite comes as a Go module (built.py); every file is run with all runtimes at once, each in namespaces and cgroups
-of its own (inside.sh).  What fails with pyoci is in differences-VERSION.txt, with its reason; what fails with others is
-in the table.  Checkpoints are left out: CRIU's abilities are the machine's.  Needs root, Go, bats, jq and gawk.
+of its own (../inside.sh).  What fails with pyoci is in differences-VERSION.txt, with its reason; what fails with others
+is in the table.  Checkpoints are left out: CRIU's abilities are the machine's.  Needs root, Go, bats, jq and gawk.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Runner:
         if self.options.systemd:
             environment["RUNC_USE_SYSTEMD"] = "yes"
         group = f"pyoci-runc-integration-{os.getpid()}-{self.name}"
-        words = [str(HERE / "inside.sh"), self.options.layout, group, "bats", "--tap", f"{file}.bats"]
+        words = [str(HERE.parent / "inside.sh"), self.options.layout, group]
+        # runc opens /dev/tty
+        words += ["setsid", "--ctty", "--wait", "bats", "--tap", f"{file}.bats"]
         if names:
             words += ["--filter", names]
         begun = time.monotonic()

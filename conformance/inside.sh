@@ -1,11 +1,12 @@
 #!/bin/sh
-# A machine of its own for one file of tests, made of namespaces:
+# A machine of its own for one file of somebody's tests, made of namespaces:
 #
 #     inside.sh v1|v2|machine NAME COMMAND...
 #
 # With v1 and v2, NAME is a cgroup that is made in every hierarchy of that version, and is their root for what runs here;
-# the other version is not there. "machine" leaves cgroups as they are, for a machine of one's own.  When the command
-# has ended, so has everything else.
+# the other version is not there, nor is a hierarchy of v1 that is alive but mounted nowhere: a group that somebody left
+# in it keeps it so.  "machine" leaves cgroups as they are, for a machine of one's own.  When the command has ended, so
+# has everything else.
 set -eu
 layout=$1 name=$2
 shift 2
@@ -23,7 +24,10 @@ if [ "$name" != - ]; then
                 path=$controllers base=/sys/fs/cgroup
                 if mountpoint -q $base/unified; then base=$base/unified; fi
                 ;;
-            v1*) base=/sys/fs/cgroup/${controllers#name=} ;;
+            v1*)
+                base=/sys/fs/cgroup/${controllers#name=}
+                if ! mountpoint -q "$base"; then continue; fi
+                ;;
             *) continue ;;
         esac
         place=$base$path/$name
@@ -39,7 +43,9 @@ if [ "$name" != - ]; then
         "$0" "$layout" - "$@"
 fi
 
-layouts=$(sed -n 's/^[0-9]*:\([^:]\+\):.*/\1/p' /proc/self/cgroup)
+layouts=$(sed -n 's/^[0-9]*:\([^:]\+\):.*/\1/p' /proc/self/cgroup | while read -r controllers; do
+    if mountpoint -q "/sys/fs/cgroup/${controllers#name=}"; then echo "$controllers"; fi
+done)
 umount -R /sys/fs/cgroup
 if [ "$layout" = v2 ]; then
     # without options: they would be those of the whole machine
@@ -55,5 +61,4 @@ else
     done
 fi
 ip link set lo up
-# runc opens /dev/tty
-exec setsid --ctty --wait "$@"
+exec "$@"
