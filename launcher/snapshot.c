@@ -26,7 +26,7 @@
 
 #if defined(__x86_64__)
 
-#define MAGIC "pyoci snapshot 4"
+#define MAGIC "pyoci snapshot 5"
 #define HEAD 65536
 #define PROT_WRITE 2
 #define MAP_PRIVATE 2
@@ -75,10 +75,14 @@ struct head {
     unsigned long vdso, vdso_end;
     /* where it may grow to; the last `stack_used` bytes.  They end the file, so whoever has read them has a whole one. */
     unsigned long stack, stack_end, stack_offset, stack_used;
-    unsigned long mappings, files, addresses; /* how many of each follow: struct mapping, struct mapped_file, unsigned long */
+    unsigned long mappings, files, addresses, ranges; /* how many follow: struct mapping, struct mapped_file, unsigned long, struct range */
 };
 
-_Static_assert(sizeof(struct mapping) == 32 && sizeof(struct mapped_file) == 256 && sizeof(struct head) == 240, "snapshot.py");
+struct range { /* memory that commands use: to be filled in one go */
+    unsigned long start, length, advice; /* MADV_POPULATE_READ, MADV_POPULATE_WRITE */
+};
+
+_Static_assert(sizeof(struct mapping) == 32 && sizeof(struct mapped_file) == 256 && sizeof(struct head) == 248, "snapshot.py");
 
 struct message { /* what the interpreter reads; the words follow, as they lie on the stack */
     unsigned int arguments, variables, may_write;
@@ -323,6 +327,7 @@ int resume_snapshot(const struct words_for_python *words)
     const struct mapping *mappings = (const struct mapping *)(head + 1);
     const struct mapped_file *files;
     const unsigned long *addresses;
+    const struct range *ranges;
     unsigned long i, vdso, end;
     long fd = kernel(OPENAT, HERE, (long)words->path, O_NOFOLLOW | O_CLOEXEC, 0, 0, 0), input, length;
     int stale = 0;
@@ -336,10 +341,10 @@ int resume_snapshot(const struct words_for_python *words)
         kernel(CLOSE, fd, 0, 0, 0, 0, 0);
         return length != 0;
     }
-    end = head->mappings > 200 || head->files > 40 || head->addresses > 200
+    end = head->mappings > 200 || head->files > 40 || head->addresses > 200 || head->ranges > 200
               ? 0
               : sizeof(*head) + head->mappings * sizeof(*mappings) + head->files * sizeof(*files) +
-                    head->addresses * sizeof(*addresses);
+                    head->addresses * sizeof(*addresses) + head->ranges * sizeof(*ranges);
     if (length != FIRST || !starts(head->magic, MAGIC) || !end ||
         (end > FIRST &&
          kernel(READ, fd, (long)snapshot.bytes + FIRST, HEAD - FIRST, 0, 0, 0) != HEAD - FIRST) ||
@@ -349,6 +354,7 @@ int resume_snapshot(const struct words_for_python *words)
     }
     files = (const struct mapped_file *)(mappings + head->mappings);
     addresses = (const unsigned long *)(files + head->files);
+    ranges = (const struct range *)(addresses + head->addresses);
     input = write_words(words);
     if (input < 0 || !map_all(fd, mappings, files, &stale)) {
         if (input >= 0)
@@ -357,6 +363,8 @@ int resume_snapshot(const struct words_for_python *words)
         return stale;
     }
     kernel(CLOSE, fd, 0, 0, 0, 0, 0);
+    for (i = 0; i < head->ranges; i++) /* whatever comes of it: pages that are not there yet come when they are used */
+        kernel(MADVISE, (long)ranges[i].start, (long)ranges[i].length, (long)ranges[i].advice, 0, 0, 0);
     for (i = 0; i < head->addresses; i++)
         *(volatile unsigned long *)addresses[i] += vdso - head->vdso;
     for (i = 0; i < head->mappings; i++)

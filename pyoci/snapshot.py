@@ -1,9 +1,9 @@
 """Take a snapshot of an interpreter that has imported everything: what launcher/snapshot.c resumes, and why it may.
 
-An interpreter is started as the launcher would start it, imports what the commands of archives need, and waits in
-read(2) (`waiting`).  It is stopped there with ptrace(2), its mappings and registers are written down, and it is
-killed.  The file is tried before it gets its name (`snapshot_write`); if anything is not as expected there is no
-snapshot, and commands start an interpreter as before.
+An interpreter is started as the launcher would start it, imports what the commands of archives need, practises
+(`container.rehearsal`), and waits in read(2) (`waiting`).  It is stopped there with ptrace(2), its mappings and
+registers are written down, and it is killed.  The file is tried before it gets its name (`snapshot_write`); if anything
+is not as expected there is no snapshot, and commands start an interpreter as before.
 
 Mappings of files that nobody has written to are mapped from those files again; all else is in the snapshot, page by
 page, but for pages of zeros.  Three things in memory say something about the process that it was taken of, and are
@@ -24,6 +24,7 @@ from copy import copy
 from pathlib import Path
 from struct import Struct, iter_unpack
 
+from pyoci.container.rehearsal import USED
 from pyoci.waiting import SIZE
 
 TYPE_CHECKING = False
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 ZEROS = bytes(PAGE)
-MAGIC = b"pyoci snapshot 4"
+MAGIC = b"pyoci snapshot 5"
 CHECKED = 24  # bytes before what `check` is of
 HEAD = 65536  # bytes of the file before the first page
 STACK = 8 << 20
@@ -40,14 +41,19 @@ STACK = 8 << 20
 HEAP_END = 0x7FFF_0000_0000
 SHORTEST = 8  # pages of zeros that are worth a mapping of their own
 PATIENCE = 30.0  # seconds; a machine may be busy
-# struct head, struct mapping, struct mapped_file of launcher/snapshot.c
-START = Struct("<16sQ17QQQQQQQQQQQ")
+# struct head, struct mapping, struct mapped_file, struct range of launcher/snapshot.c
+START = Struct("<16sQ17QQQQQQQQQQQQ")
 MAPPING = Struct("<QQQii")
 FILE = Struct("<208sQQqqIIII")
+RANGE = Struct("<QQQ")
 SNAPSHOT, NOTHING, DENSE = -1, -2, -3
 HUGE = 2 << 20  # bytes of a huge page
 # Pages in use that are worth a huge page: filling one costs as much as 90 that are written to one by one.
 MANY = 192
+# Pages that nobody uses, between two that are: to fill them costs less than another call.
+GAP = 2
+# madvise(2)
+POPULATE_READ, POPULATE_WRITE = 22, 23
 LATE = 0x100  # in a protection: writable until addresses are put right
 # user_regs_struct of the kernel (x86_64), by position
 R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, _, RDX, RSI, RDI, ORIG_RAX, RIP, _, _, RSP, _, FS_BASE = range(22)
@@ -244,8 +250,8 @@ class Snapshot:
                 data[at : at + 8] = HEAP_END.to_bytes(8, "little")
             at = data.find(needle, at + 8)
 
-    def content(self) -> bytes:
-        """The file."""
+    def content(self, used: list[tuple[int, ...]]) -> bytes:
+        """The file; `used` is the memory that commands use."""
         found = self.process.registers
         # the instruction again, from the start
         order = (R15, R14, R13, R12, RBP, RBX, R11, R11, R10, R9, R8, RAX, RDX, RSI, RDI, RIP, RSP)
@@ -254,18 +260,35 @@ class Snapshot:
         registers[order.index(RIP)] -= len(SYSCALL)
         if self.process.read(registers[order.index(RIP)], len(SYSCALL)) != SYSCALL:
             raise Unfit("it does not stand behind a system call")
+        ranges = list(self.ranges(used))
         head = START.pack(
             MAGIC, 0, *registers, found[FS_BASE], self.vdso.start, self.vdso.end,
             self.stack_end - STACK, self.stack_end, self.stack_offset, self.stack_used,
-            len(self.mappings), len(self.files), len(self.addresses),
+            len(self.mappings), len(self.files), len(self.addresses), len(ranges),
         )  # fmt: skip
         head += b"".join(MAPPING.pack(*mapping) for mapping in self.mappings)
         head += b"".join(self.describe(path) for path in self.files)
         head += b"".join(address.to_bytes(8, "little") for address in self.addresses)
+        head += b"".join(RANGE.pack(*piece) for piece in ranges)
         head = MAGIC + check(head[CHECKED:]).to_bytes(8, "little") + head[CHECKED:]
-        if len(head) > HEAD or len(self.mappings) > 200 or len(self.files) > 40 or len(self.addresses) > 200:
+        counts = len(self.mappings), len(self.addresses), len(ranges)
+        if len(head) > HEAD or len(self.files) > 40 or max(counts) > 200:
             raise Unfit("too many mappings")
         return head.ljust(HEAD, b"\0") + bytes(self.pages)
+
+    def ranges(self, used: list[tuple[int, ...]]) -> Iterator[tuple[int, int, int]]:
+        """(address, bytes, advice) of memory to fill at once: what commands use, but for huge pages and zeros."""
+        merged: list[list[int]] = []
+        for start, length, written in used:
+            if merged and merged[-1][2] == written and start - merged[-1][1] <= GAP * PAGE:
+                merged[-1][1] = start + length
+            else:
+                merged.append([start, start + length, written])
+        for first, last, written in merged:
+            for start, length, _, _, kind in self.mappings:
+                begin, end = max(first, start), min(last, start + length)
+                if begin < end and (kind == SNAPSHOT or kind >= 0):
+                    yield begin, end - begin, POPULATE_WRITE if written else POPULATE_READ
 
     @staticmethod
     def describe(path: str) -> bytes:
@@ -323,8 +346,9 @@ def runs(data: bytes | bytearray) -> Iterator[tuple[int, int, bool]]:
         yield first, count, bool(zeros)
 
 
-def waiting_interpreter() -> tuple[subprocess.Popen[bytes], int, int]:
-    """An interpreter that has imported everything; the descriptor that it reads, and the other end of that pipe."""
+def waiting_interpreter() -> tuple[subprocess.Popen[bytes], int, int, list[tuple[int, ...]]]:
+    """An interpreter that has imported everything, the descriptor that it reads, the other end of that pipe, and the
+    memory that commands use (`container.rehearsal.USED`)."""
     from pyoci.__main__ import OPTIONS, PLACES
 
     reading, writing = os.pipe()
@@ -347,21 +371,21 @@ def waiting_interpreter() -> tuple[subprocess.Popen[bytes], int, int]:
         start_new_session=True,
     )
     os.close(ready)
-    answer = os.read(told, 1)
-    os.close(told)
+    with open(told, "rb") as file:
+        answer = file.read()
     if not answer:
         child.wait()
         raise Unfit("the interpreter did not get as far as waiting")
-    return child, reading, writing
+    return child, reading, writing, list(USED.iter_unpack(answer[:-1]))
 
 
 def take() -> bytes:
     """The bytes of a snapshot; Unfit or OSError when there cannot be one."""
-    child, reading, writing = waiting_interpreter()
+    child, reading, writing, used = waiting_interpreter()
     try:
         process = Frozen(child.pid, reading)
         try:
-            return Snapshot(process).content()
+            return Snapshot(process).content(used)
         finally:
             os.close(process.memory)
     finally:

@@ -29,16 +29,20 @@ OF_THE_LIBRARY = (32, 33)  # signals that the C library keeps for itself
 
 
 def wait(descriptor: int, ready: int) -> None:
-    """Tell `ready`, wait in read(2), and run what is read."""
+    """Tell `ready` which memory a command uses and that we are ready, wait in read(2), and run what is read."""
     import gc
 
     from pyoci.__main__ import command
+    from pyoci.container.rehearsal import rehearse, show_used
     from pyoci.launch import template
 
     template()
+    rehearse()
     gc.collect()
     gc.freeze()
+    show_used(ready)
     posix.write(ready, b"\0")
+    posix.close(ready)
     data = posix.read(descriptor, SIZE)  # the snapshot is taken here
     count, variables, may_write, descriptor, connection, trial, ignored = MESSAGE.unpack_from(data)
     posix.close(descriptor)

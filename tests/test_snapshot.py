@@ -193,14 +193,15 @@ def test_more_words_than_there_is_room_for(kept: Kept) -> None:
 
 
 def counts(data: bytes | bytearray) -> list[int]:
-    """How many mappings, files and addresses there are."""
-    return [int.from_bytes(data[snapshot.START.size - 24 + 8 * i :][:8], "little") for i in range(3)]
+    """How many mappings, files, addresses and ranges there are."""
+    return [int.from_bytes(data[snapshot.START.size - 32 + 8 * i :][:8], "little") for i in range(4)]
 
 
 def checked(data: bytearray) -> int:
     """Make the head's number right again; where the head ends."""
-    mappings, files, addresses = counts(data)
+    mappings, files, addresses, ranges = counts(data)
     end = snapshot.START.size + mappings * snapshot.MAPPING.size + files * snapshot.FILE.size + addresses * 8
+    end += ranges * snapshot.RANGE.size
     data[16:24] = snapshot.check(bytes(data[snapshot.CHECKED : end])).to_bytes(8, "little")
     return end
 
@@ -214,7 +215,7 @@ def test_what_does_not_fit_is_taken_anew(kept: Kept, change: str) -> None:
     good = path.read_bytes()
     data = bytearray(good)
     if change in FIELDS:
-        mappings, files, _ = counts(data)
+        mappings, files, *_ = counts(data)
         assert files > 1
         second = snapshot.START.size + mappings * snapshot.MAPPING.size + snapshot.FILE.size
         data[second + 208 + (0, 8, 16, 24, 32, 36)[FIELDS.index(change)]] ^= 1
@@ -273,7 +274,7 @@ def test_other_files_of_equal_size_time_and_inode(kept: Kept) -> None:
 def dense(path: Path) -> list[tuple[int, int]]:
     """(start, bytes) of what is put into huge pages."""
     data = path.read_bytes()
-    count, _, _ = counts(data)
+    count, *_ = counts(data)
     rows = [snapshot.MAPPING.unpack_from(data, snapshot.START.size + at * snapshot.MAPPING.size) for at in range(count)]
     return [(start, length) for start, length, _, _, file in rows if file == snapshot.DENSE]
 
@@ -292,6 +293,52 @@ def test_most_of_the_objects_are_in_huge_pages(kept: Kept) -> None:
     kept.python(False)
     assert kept.answer() == ANSWER
     assert kept.answer(preexec_fn=without_huge_pages) == ANSWER
+
+
+def test_what_commands_use_is_filled_in_one_go(kept: Kept) -> None:
+    """The memory that the rehearsal has used: of files, and of what is written to and lies in no huge page."""
+    data = kept.take().read_bytes()
+    mappings, files, addresses, ranges = counts(data)
+    at = snapshot.START.size
+    places = [snapshot.MAPPING.unpack_from(data, at + snapshot.MAPPING.size * number) for number in range(mappings)]
+    at += mappings * snapshot.MAPPING.size + files * snapshot.FILE.size + addresses * 8
+    found = [snapshot.RANGE.unpack_from(data, at + snapshot.RANGE.size * number) for number in range(ranges)]
+    assert {advice for _, _, advice in found} == {snapshot.POPULATE_READ, snapshot.POPULATE_WRITE}
+    for start, length, advice in found:
+        ((protection, kind),) = [
+            (protection, kind)
+            for first, size, _, protection, kind in places
+            if first <= start and start + length <= first + size
+        ]
+        assert kind >= 0 or kind == snapshot.SNAPSHOT
+        assert protection & 2 or advice == snapshot.POPULATE_READ
+    # the interpreter's own data has hundreds of pages in use; its code too
+    for advice in (snapshot.POPULATE_READ, snapshot.POPULATE_WRITE):
+        assert sum(length for _, length, asked in found if asked == advice) > 50 * snapshot.PAGE
+
+
+def test_a_rehearsal_changes_nothing() -> None:
+    """Files are opened for reading, and nothing is called that makes, removes, mounts or starts something."""
+    begin = f"import sys, posix; sys.path.insert(0, {str(HERE.parent)!r});"
+    script = f"{begin} from pyoci.container.rehearsal import rehearse; rehearse(1);"
+    script += " posix.access('/rehearsed', 0); rehearse(2); posix.access('/rehearsed', 0)"
+    done = subprocess.run(
+        ["strace", "-f", "-o", "/dev/stderr", sys.executable, "-I", "-S", "-c", script],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    calls = done.stderr.split("/rehearsed")[1].splitlines()
+    assert len(calls) > 20
+    harmless = {
+        "access", "brk", "close", "fstat", "getdents64", "getegid", "geteuid", "getgid", "getuid", "ioctl", "lseek",
+        "lstat", "mmap", "mremap", "munmap", "newfstatat", "openat", "prctl", "prlimit64", "read", "readlink",
+        "readlinkat", "stat", "statfs", "statx", "sysinfo", "uname", "fcntl", "faccessat", "faccessat2",
+    }  # fmt: skip
+    for line in calls[1:-1]:
+        name = line.split(None, 1)[1].partition("(")[0]
+        assert name in harmless, line
+        if name == "openat":
+            assert "O_RDONLY" in line or "O_PATH" in line, line
+            assert "O_CREAT" not in line, line
 
 
 def test_hooks_do_not_have_the_environment_that_the_interpreter_was_placed_with(kept: Kept) -> None:
@@ -316,7 +363,7 @@ def test_where_there_cannot_be_one_nobody_tries_twice(kept: Kept, why: str) -> N
     """No ptrace(2), no /proc/PID/syscall, ...: the next command does not spend a second on finding that out again."""
     source = kept.package / "snapshot.py"
     text = source.read_text()
-    source.write_text(text.replace("    child, reading, writing = waiting_interpreter()", f"    raise {why}", 1))
+    source.write_text(text.replace("    child, reading, writing, used = waiting_interpreter()", f"    raise {why}", 1))
     assert kept.answer() == ANSWER
     (path,) = (kept.package / "__pycache__").glob("*.snapshot")
     assert path.stat().st_size == 0
@@ -481,7 +528,7 @@ def test_a_caller_without_random_addresses_gives_them_to_nobody(kept: Kept) -> N
     assert subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode == 1
     (path,) = (kept.package / "__pycache__").glob("*.snapshot")
     head = snapshot.START.unpack_from(path.read_bytes())
-    assert len(head) == 2 + 17 + 10
+    assert len(head) == 2 + 17 + 11
     assert head[23] != 0x7FFF_FFFF_F000  # the end of the stack
     mappings = [snapshot.MAPPING.unpack_from(path.read_bytes(), snapshot.START.size + 32 * i) for i in range(head[26])]
     assert not [mapping for mapping in mappings if mapping[3] & 6 == 6]
@@ -496,7 +543,7 @@ sys.path.insert(0, {str(HERE.parent)!r})
 sys._xoptions["pyoci"] = "0" * 16
 from pyoci import __main__, snapshot
 __main__.PLACES[:] = [{str(HERE.parent)!r}, ""]
-child, reading, _ = snapshot.waiting_interpreter()
+child, reading, *_ = snapshot.waiting_interpreter()
 snapshot.Frozen(child.pid, reading)
 print(child.pid, flush=True)
 os.kill(os.getpid(), 9)
@@ -590,5 +637,6 @@ def test_layouts_are_those_of_the_launcher(root: Path) -> None:
     text = (root / "launcher" / "snapshot.c").read_text()
     sizes = [int(word) for word in re.findall(r"sizeof\(struct \w+\) == (\d+)", text)]
     assert sizes == [snapshot.MAPPING.size, snapshot.FILE.size, snapshot.START.size, waiting.MESSAGE.size]
+    assert snapshot.RANGE.size == 24 and "struct range {" in text
     assert f"#define DENSE ({snapshot.DENSE})" in text and f"#define HUGE ({snapshot.HUGE >> 20}ul << 20)\n" in text
     assert f"#define HEAD {snapshot.HEAD}\n" in text and f"#define LATE {snapshot.LATE:#x} " in text
