@@ -121,15 +121,15 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         one.listener.close()
 
 
-def returned(serial: int, value: str, signature: str) -> bytes:
+def returned(serial: int, value: str, signature: str, sender: str = "") -> bytes:
     body = text(value) if signature != "v" else b"\x01s\0\0" + text(value)
-    return message(RETURN, 1, body, signature, reply_to=serial)
+    return message(RETURN, 1, body, signature, reply_to=serial, **({"sender": sender} if sender else {}))
 
 
-def removed(job: str, result: str) -> bytes:
+def removed(job: str, result: str, sender: str = "") -> bytes:
     body = padded(struct.pack("<I", 7) + text(job), 4)
     body = padded(body + text("a.scope"), 4) + text(result)
-    fields = {"path": bus.OBJECT, "interface": MANAGER, "member": "JobRemoved"}
+    fields = {"path": bus.OBJECT, "interface": MANAGER, "member": "JobRemoved"} | ({"sender": sender} if sender else {})
     return message(SIGNAL, 9, body, "uoss", **fields)
 
 
@@ -163,6 +163,51 @@ def test_a_job_and_its_end(serve: Serve) -> None:
         systemd.listener.close()
         systemd.thread.join(5)
         Path(bus.SYSTEM[0].partition("=")[2]).unlink()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["", "manager executed again"])
+def test_a_job_whose_end_somebody_else_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
+    """On the system's bus every user may send signals to a connection: another match rule does not keep them away."""
+    manager = ":1.9" if again else ":1.1"
+    forged = removed("/job/7", "done", ":1.66") + removed("/job/7", "failed", ":1.66")
+
+    def answer(serial: int, call: bytes) -> bytes:
+        if b"AddMatch" in call:
+            return b""
+        if b"GetNameOwner" in call:
+            return returned(serial, manager, "s", "org.freedesktop.DBus")
+        if b"Hello" in call:
+            return returned(serial, ":1.5", "s", "org.freedesktop.DBus")
+        return forged + returned(serial, "/job/7", "o", ":1.1") + forged + removed("/job/7", "canceled", manager)
+
+    path = tmp_path / "bus"
+    systemd = Systemd(path, answer, LET_IN)
+    monkeypatch.setattr(bus, "addresses", lambda _: [f"unix:path={path}"])
+    try:
+        assert bus.Bus("system").job("StopUnit", (("s", "a.scope"), ("s", "replace"))) == "canceled"
+    finally:
+        systemd.listener.close()
+
+
+def test_a_job_that_others_never_stop_talking_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(serial: int, call: bytes) -> bytes:
+        if b"AddMatch" in call:
+            return b""
+        who = "org.freedesktop.DBus" if b"GetNameOwner" in call or b"Hello" in call else ":1.1"
+        said = returned(serial, ":1.1", "s", who) if who != ":1.1" else returned(serial, "/job/7", "o", who)
+        return said + removed("/job/7", "done", ":1.66")
+
+    path = tmp_path / "bus"
+    systemd = Systemd(path, answer, LET_IN)
+    monkeypatch.setattr(bus, "addresses", lambda _: [f"unix:path={path}"])
+    monkeypatch.setattr(bus, "TIMEOUT", 0.4)
+    start = time.monotonic()
+    try:
+        with pytest.raises(PyociError, match="has not answered the job of StopUnit within"):
+            bus.Bus("system").job("StopUnit", (("s", "a.scope"), ("s", "replace")))
+    finally:
+        systemd.listener.close()
+    assert time.monotonic() - start < 2
 
 
 def test_a_refusal(serve: Serve) -> None:

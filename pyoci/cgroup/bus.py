@@ -25,7 +25,9 @@ DESTINATION = "org.freedesktop.systemd1"
 OBJECT = "/org/freedesktop/systemd1"
 MANAGER = DESTINATION + ".Manager"
 UNIT = DESTINATION + ".Unit"
-PROPERTIES = "org.freedesktop.DBus.Properties"
+DBUS = "org.freedesktop.DBus"
+DBUS_OBJECT = "/org/freedesktop/DBus"
+PROPERTIES = DBUS + ".Properties"
 SYSTEM = ("unix:path=/run/dbus/system_bus_socket", "unix:path=/run/systemd/private")
 _connected: dict[str, Bus] = {}
 REMEDY = "start systemd's bus, or leave --systemd-cgroup out: then cgroups are made in their file system"
@@ -76,6 +78,7 @@ class Bus:
         self.jobs: dict[str, str] = {}  # removed ones -> result
         self.told = False  # of the ends of jobs
         self.direct = False  # the manager's own socket, without a bus in between
+        self.manager = ""  # who it is on a bus
         self.connection = self._connect()
 
     def _connect(self) -> Connection:
@@ -126,19 +129,34 @@ class Bus:
         (org.freedesktop.systemd1(5))."""
         if not self.told and not self.direct:
             rule = f"type='signal',sender='{DESTINATION}',interface='{MANAGER}',member='JobRemoved',path='{OBJECT}'"
-            bus = "org.freedesktop.DBus"
-            self.connection.send(bus, "/org/freedesktop/DBus", bus, "AddMatch", (("s", rule),))
+            self.connection.send(DBUS, DBUS_OBJECT, DBUS, "AddMatch", (("s", rule),))
             self.told = True
         job = self.call(member, arguments)
+        self.manager = self.connection.answered
         what = f"the job of {member}"
         end = monotonic() + TIMEOUT
         while job not in self.jobs:
             try:
-                signal = self.connection.signal(OBJECT, MANAGER, "JobRemoved", "uoss", end - monotonic())
+                sender, values = self.connection.signal(OBJECT, MANAGER, "JobRemoved", "uoss", end - monotonic())
+                if self._is_manager(sender):
+                    self.jobs[str(values[1])] = str(values[3])
             except OSError as error:
                 raise self._broken(what, error) from None
-            self.jobs[str(signal[1])] = str(signal[3])
         return self.jobs.pop(job)
+
+    def _is_manager(self, sender: str) -> bool:
+        """Whether that one is the manager: any user of a bus may send a signal to us alone, asked for or not."""
+        if self.direct or sender == self.manager:
+            return True
+        from pyoci.cgroup.sdbus import Refused
+
+        try:
+            # it has another connection once it has executed itself again
+            asked = DBUS, DBUS_OBJECT, DBUS, "GetNameOwner", (("s", DESTINATION),)
+            self.manager = self.connection.call(*asked, TIMEOUT)
+        except Refused:
+            return False  # it is about to
+        return sender == self.manager
 
     @staticmethod
     def _broken(what: str, error: OSError) -> PyociError:

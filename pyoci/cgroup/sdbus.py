@@ -80,7 +80,9 @@ def _load() -> ctypes.CDLL:
     for function in ("message_unref", "unref"):
         entry = getattr(library, "sd_bus_" + function)
         entry.argtypes, entry.restype = (c_void_p,), c_void_p
-    library.sd_bus_message_get_path.argtypes, library.sd_bus_message_get_path.restype = (message,), c_char_p
+    for function in ("message_get_path", "message_get_sender"):
+        entry = getattr(library, "sd_bus_" + function)
+        entry.argtypes, entry.restype = (message,), c_char_p
     library.sd_bus_error_free.argtypes, library.sd_bus_error_free.restype = (POINTER(_Error),), None
     return library
 
@@ -95,12 +97,14 @@ def _done(result: int) -> int:
 class Connection:
     """To an address of D-Bus's; OSError where there is nobody, TimeoutError after so many seconds without an answer.
 
-    `bus` says whether it is a bus, which gives us a name, or somebody's own socket.
+    `bus` says whether it is a bus, which gives us a name, or somebody's own socket.  `answered` is who gave the last
+    answer, by the name that the bus gives a connection; "" on a socket.
     """
 
     def __init__(self, address: str, bus: bool, timeout: float) -> None:
         self.library = _load()
         self.bus = c_void_p()
+        self.answered = ""
         library = self.library
         _done(library.sd_bus_new(byref(self.bus)))
         try:
@@ -117,10 +121,11 @@ class Connection:
     def _drive(self, end: float) -> c_void_p:
         """Do what there is to do, or wait for something until `end`; a message that came in, or a null pointer."""
         message = c_void_p()
+        left = end - monotonic()
+        # before anything else: there may be something to do for as long as somebody wishes
+        if left <= 0:
+            raise TimeoutError(ETIMEDOUT, words(ETIMEDOUT))
         if not _done(self.library.sd_bus_process(self.bus, byref(message))):
-            left = end - monotonic()
-            if left <= 0:
-                raise TimeoutError(ETIMEDOUT, words(ETIMEDOUT))
             _done(self.library.sd_bus_wait(self.bus, int(left * SECOND)))
         return message
 
@@ -139,6 +144,7 @@ class Connection:
                 if not name or name.startswith("System.Error.") or name in OWN_ERRORS:
                     _done(result)
                 raise Refused(name, said)
+            self.answered = _text(library.sd_bus_message_get_sender(reply))
             if library.sd_bus_message_has_signature(reply, b"v"):
                 _done(library.sd_bus_message_enter_container(reply, b"v", b"s"))
                 return self._string(reply, "s")
@@ -164,8 +170,8 @@ class Connection:
 
     def signal(
         self, path: str, interface: str, member: str, signature: str, timeout: float
-    ) -> list[str | int]:
-        """The values of the next signal of that kind."""
+    ) -> tuple[str, list[str | int]]:
+        """(who sent it, its values) of the next signal of that kind."""
         end = monotonic() + timeout
         while True:
             message = self._drive(end)
@@ -176,7 +182,8 @@ class Connection:
                     and self.library.sd_bus_message_get_path(message) == path.encode()
                     and self.library.sd_bus_message_has_signature(message, signature.encode())
                 ):
-                    return [self._read(message, kind) for kind in signature]
+                    sender = _text(self.library.sd_bus_message_get_sender(message))
+                    return sender, [self._read(message, kind) for kind in signature]
             finally:
                 self.library.sd_bus_message_unref(message)
 
