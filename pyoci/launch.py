@@ -26,6 +26,9 @@ SIGNALS = (*range(1, 32), *range(34, 65))
 # our own descriptors are moved out of the way of those that init is given
 HIGH = 1
 
+# calls of which another process goes on, and the one that made it tells us its pid
+FORKS = ("clone3", "clone")
+
 _template = b""
 
 
@@ -87,11 +90,13 @@ class Session:
     """One init at work.
 
     pid         the container's first process in the runtime's pid namespace, 0 before clone3
+    stage       who has yet to tell of its child: init's first process, or one that makes ready what comes after it
+    forks       how many have told
     descriptor  the terminal's master once it has arrived, or -1
     done        set by `perform` when nobody waits for what init does after this barrier
     """
 
-    __slots__ = ("arrived", "control", "descriptor", "done", "perform", "pid", "program", "stage")
+    __slots__ = ("arrived", "control", "descriptor", "done", "forks", "perform", "pid", "program", "stage")
 
     def __init__(self, program: Program, perform: Callable[[Op, Session], None]) -> None:
         self.program = program
@@ -99,6 +104,7 @@ class Session:
         self.control: _socket.socket | None = None
         self.pid = 0
         self.stage = 0
+        self.forks = 0
         self.descriptor = -1
         self.arrived: Callable[[int], None] | None = None
         self.done = False
@@ -163,7 +169,7 @@ class Session:
         while True:
             # What the container's first process says can overtake what the stage says about it: it waits until we know
             # whom we are talking to.
-            message = early.pop() if early and not self.stage else self._receive(control)
+            message = self._of_before(early) or self._receive(control)
             if not message:
                 if self.stage:
                     self._reap_stage()
@@ -174,17 +180,16 @@ class Session:
             if len(message) < REPORT.size:
                 raise Died("init's report is cut off")
             kind, index, value, length = REPORT.unpack_from(message)
+            if self.stage and kind != FAILED and self._unknown(index):
+                early.append(message)
+                continue
             if kind == FORKED:
-                self._know(value)
-                self._reap_stage()
+                self._know(value, index)
             elif kind == AT_BARRIER:
                 # A plan leads forward, once.  Whoever may trace the process may speak for it, and must not make us do
                 # what is not due.
                 if index not in barriers or index <= last:
                     raise Died(f"init reports op {index}, which is no barrier that is still to come")
-                if self.stage and any(op.call == "clone3" for op in self.program.index[:index]):
-                    early.append(message)
-                    continue
                 last = index
                 run_ops(barriers[index], self._perform)
                 try:
@@ -199,7 +204,21 @@ class Session:
                     raise Died(f"init reports op {index}, which its plan has not")
                 raise Failure(self.program.index[index], value, text)
 
-    def _know(self, pid: int) -> None:
+    def _unknown(self, index: int) -> bool:
+        """Whether who performs the op `index` has been made by somebody who has not told us yet."""
+        ops = self.program.index
+        # an op can take more than one place: its descriptors are put into memory first
+        before = {id(op) for op in ops[:index] if op.call in FORKS} - {id(op) for op in ops[index : index + 1]}
+        return len(before) > self.forks
+
+    def _of_before(self, early: list[bytes]) -> bytes:
+        """The first of these messages whose sender is known by now; it is taken out."""
+        for place, message in enumerate(early):
+            if not (self.stage and self._unknown(REPORT.unpack_from(message)[1])):
+                return early.pop(place)
+        return b""
+
+    def _know(self, pid: int, index: int) -> None:
         """The process that the stage has made: our child, and there is one."""
         try:
             if not self.stage or pid <= 0:
@@ -208,6 +227,10 @@ class Session:
         except ChildProcessError:
             raise Died(f"init reports process {pid}, which is not its child") from None
         self.pid = pid
+        self.forks += 1
+        self._reap_stage()
+        if any(op.call in FORKS for op in self.program.index[index + 1 :]):
+            self.stage = pid
 
     def _perform(self, op: Op) -> None:
         self.perform(op, self)
@@ -241,7 +264,7 @@ class Session:
         if self.control is not None:
             self.control.close()
             self.control = None
-        for pid in (self.stage, self.pid):
+        for pid in {self.stage, self.pid}:
             if pid:
                 try:
                     posix.kill(pid, 9)

@@ -45,8 +45,9 @@ OP_FIELDS = (
     ("unsigned long", "result", ""),
 )
 # pseudo-calls: negative where a system call has its number
-BARRIER, EXPECT, MOVE, FORK, SPAWN, OFFER, AWAIT = -1, -2, -3, -4, -5, -6, -7
+BARRIER, EXPECT, MOVE, FORK, SPAWN, OFFER, AWAIT, CLONE = -1, -2, -3, -4, -5, -6, -7, -8
 PSEUDO = {"expect": EXPECT, "spawn": SPAWN, "offer": OFFER}
+FORKS = {"clone3": FORK, "clone": CLONE}  # calls that another process returns from, too
 QUIET = "listener"  # a runtime's op at whose barrier init only waits: see plan/listener.py
 FSLOG = ("fsconfig", "fsmount")  # calls whose context keeps the kernel's words
 WORD = 0xFFFFFFFFFFFFFFFF
@@ -225,8 +226,8 @@ class _Assembler:
                 first = PSEUDO[call] & NR
             elif call == "openat":
                 words[2] = open_flags(self.arch, words[2])
-            elif call == "clone3":
-                first = FORK & NR
+            elif call in FORKS:
+                first = FORKS[call] & NR
             elif call in FSLOG:
                 second |= FLAG_FSLOG << 8
             result = 0
@@ -375,6 +376,7 @@ _Static_assert(sizeof(struct report) == {REPORT.size}, "report");
 #define SPAWN ({SPAWN})
 #define OFFER ({OFFER})
 #define AWAIT ({AWAIT})
+#define CLONE ({CLONE})
 #define FLAG_FSLOG {FLAG_FSLOG}
 #define FLAG_CLOSE {FLAG_CLOSE}
 #define FAILED {FAILED}

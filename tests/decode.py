@@ -17,6 +17,7 @@ from pyoci.program import (
     ADDRESS,
     AWAIT,
     BARRIER,
+    CLONE,
     EXPECT,
     FLAG_CLOSE,
     FLAG_FSLOG,
@@ -125,7 +126,7 @@ class Check:
         decoded = self.image.ops[self.place]
         assert self.program.index[self.place] is op
         self.place += 1
-        expected = {"expect": EXPECT, "clone3": FORK, "spawn": SPAWN, "offer": OFFER}.get(op.call)
+        expected = {"expect": EXPECT, "clone3": FORK, "clone": CLONE, "spawn": SPAWN, "offer": OFFER}.get(op.call)
         assert decoded.nr == (self.numbers[op.call] if expected is None else expected), op
         assert decoded.tolerate == op.tolerate
         assert bool(decoded.flags & FLAG_FSLOG) == (op.call in ("fsconfig", "fsmount"))

@@ -462,6 +462,110 @@ def test_snooper_reaches_nothing_of_exec(bundle: Bundle, user: int) -> None:
     assert lines[0] == "ready" and lines[-1].startswith("saw") and lines[1:-1] == []
 
 
+TRACER = r"""
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+    unsigned long allowed = strtoul(argv[1], 0, 16);
+    long took = 0, last = 0;
+    puts("ready"), fflush(stdout);
+    while (access("/tmp/stop", F_OK)) {
+        DIR *proc = opendir("/proc");
+        struct dirent *entry;
+        while ((entry = readdir(proc))) {
+            long pid = atol(entry->d_name);
+            char path[64], text[4096], *line;
+            if (pid <= 1 || pid == getpid() || pid == last || ptrace(PTRACE_SEIZE, pid, 0, 0))
+                continue;
+            last = pid;
+            ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+            waitpid(pid, 0, __WALL);
+            snprintf(path, sizeof path, "/proc/%ld/exe", pid);
+            long got = readlink(path, text, sizeof text - 1);
+            text[got < 0 ? 0 : got] = 0;
+            if (strstr(text, "memfd:pyoci-init")) {
+                snprintf(path, sizeof path, "/proc/%ld/status", pid);
+                int fd = open(path, O_RDONLY);
+                got = read(fd, text, sizeof text - 1);
+                text[got < 0 ? 0 : got] = 0;
+                close(fd);
+                took++;
+                for (line = strstr(text, "CapInh"); line && line < strstr(text, "NoNew"); line = strchr(line, '\n') + 1)
+                    if (strtoul(line + 8, 0, 16) & ~allowed)
+                        printf("gained %.24s\n", line), fflush(stdout);
+                line = strstr(text, "Uid:");
+                if (argc > 2 && atol(line + 5) != atol(argv[2]))
+                    printf("gained %.20s\n", line), fflush(stdout);
+            }
+            ptrace(PTRACE_DETACH, pid, 0, 0);
+        }
+        closedir(proc);
+        if (took > 2)
+            break;
+    }
+    printf("took %ld\n", took);
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("filtered", ["", "Docker's", "no_new_privs"])
+@pytest.mark.parametrize("terminal", [False, True], ids=["", "terminal"])
+def test_tracer_gains_nothing_of_exec(bundle: Bundle, filtered: str, terminal: bool) -> None:
+    """CAP_SYS_PTRACE without a user namespace: whoever enters can be traced, and must have no more than its tracer."""
+    compile_static(bundle, "tracer", TRACER)
+    (bundle.rootfs / "tmp").chmod(0o777)
+    held = ["CAP_SYS_PTRACE", "CAP_KILL"]
+    bundle.process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), held)
+    bundle.process["noNewPrivileges"] = filtered == "no_new_privs"
+    if filtered:
+        # clone3 cannot be looked into, so Docker's has ENOSYS for it, and no new namespaces by clone
+        bundle.config["linux"]["seccomp"] = {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [
+                {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
+                {
+                    "names": ["clone"],
+                    "action": "SCMP_ACT_ERRNO",
+                    "args": [{"index": 0, "value": 0x10000000, "valueTwo": 0x10000000, "op": "SCMP_CMP_MASKED_EQ"}],
+                },
+            ],
+        }
+    name = bundle.start("/bin/sh", "-c", "tracer 80020 1000 >/tmp/found; sleep 100")
+    found = bundle.rootfs / "tmp" / "found"
+    until(lambda: found.exists() and "ready" in found.read_text())
+    script = """
+        test $(grep -c NoNewPrivs:.1 /proc/self/status) = $1 && id -u && grep -c Seccomp:.2 /proc/self/status
+        test ! -t 0 || echo seen >/dev/tty
+    """
+    bundle.process["args"] = ["/bin/sh", "-c", script, "-", str(int(filtered == "no_new_privs"))]
+    bundle.process["user"] = {"uid": 1000, "gid": 1000, "additionalGids": [7]}
+    bundle.process["terminal"] = terminal
+    bundle.process["oomScoreAdj"] = 100
+    bundle.process["cwd"] = "/tmp"
+    asked = bundle.folder / "process.json"
+    asked.write_text(json.dumps(bundle.process))
+    for _ in range(200):
+        done = bundle.call("exec", "--process", str(asked), name)
+        assert done.stdout.split() == ["1000", str(int(bool(filtered))), *(["seen"] if terminal else [])], done
+        if "took" in found.read_text():
+            break
+    (bundle.rootfs / "tmp" / "stop").touch()
+    until(lambda: "took" in found.read_text())
+    lines = found.read_text().splitlines()
+    assert lines[-1] != "took 0", "none was seen"
+    assert (lines[0], lines[1:-1]) == ("ready", [])
+
+
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not condition():

@@ -215,10 +215,12 @@ def test_execve_with_arguments_and_environment(machine: Machine) -> None:
     assert said(ops, machine) == (b"zero one value\n", [], 0)
 
 
-def test_clone(machine: Machine) -> None:
-    if machine.emulator:
+@pytest.mark.parametrize("call", ["clone3", "clone"])
+def test_clone(machine: Machine, call: str) -> None:
+    if machine.emulator and call == "clone3":
         pytest.skip("the emulator has no clone3")
-    ops = [Op("clone3", (Struct("clone_args", exit_signal=k.SIGCHLD), 88), "t"), say(50, b"child")]
+    given = (Struct("clone_args", exit_signal=k.SIGCHLD), 88) if call == "clone3" else (k.SIGCHLD, 0, 0, 0, 0)
+    ops = [Op(call, given, "t"), say(50, b"child")]
     text, reports, status = said(ops, machine)
     assert (text, status) == (b"child", 0)
     assert [(kind, op) for kind, op, _, _ in reports] == [(FORKED, 0)]

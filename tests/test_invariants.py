@@ -47,10 +47,11 @@ RUNTIME_CALLS = frozenset(
     )
 )  # fmt: skip
 ASSETS = {"seccomp": bytes(range(64))}
+FILTERED = ("/linux/seccomp", "/process/capabilities", "config.md#linux-process")
 
 
 class Case:
-    """A plan and what it was made from.  `kind` is "container", "exec", "hook" or "mounts"."""
+    """A plan and what it was made from.  `kind` is "container", "exec", "hook" or "mounts"; an exec may be `unseen`."""
 
     def __init__(
         self,
@@ -61,8 +62,10 @@ class Case:
         privileged: bool,
         cgroups: Mapping[str, str],
         views: Sequence[str] = (),
+        unseen: bool = False,
     ) -> None:
         self.kind = kind
+        self.unseen = unseen
         self.document = document
         self.make = make
         self.ops = make()
@@ -114,14 +117,15 @@ def joining(document: dict[str, Any], host: Host, options: PlanOptions) -> Itera
     flags = None if spec.linux.seccomp is None else filter_flags((), notifies(spec.linux.seccomp))
     if spec.process is not None:
         process = spec.process
-        yield Case(
-            "exec",
-            document,
-            lambda: join.plan_exec(process, host, target(), flags, options.console, options.preserve_fds, spec.linux),
-            fds,
-            True,
-            paths,
-        )
+        given = (flags, options.console, options.preserve_fds, spec.linux)
+        kinds = [False]
+        # as `pyoci.container.execute` has it, whether or not such a container's processes may trace
+        listens = spec.linux.seccomp is not None and notifies(spec.linux.seccomp) and not process.no_new_privileges
+        if {"pid", "user"} & {entry.type for entry in spec.linux.namespaces} == {"pid"} and not listens:
+            kinds += [True]
+        for unseen in kinds:
+            make = partial(lambda unseen: join.plan_exec(process, host, target(), *given, unseen), unseen)
+            yield Case("exec", document, make, fds, True, paths, unseen=unseen)
     for kind, hooks in (
         ("createContainer", spec.hooks.create_container),
         ("startContainer", spec.hooks.start_container),
@@ -316,6 +320,11 @@ def seccomp_comes_as_late_as_it_may(case: Case) -> None:
     if "CAP_SYS_ADMIN" not in asked:
         assert not (after or before)[-1] & SYS_ADMIN
     rest = [op.call for op in case.all[place + 1 :]]
+    if case.unseen and after:
+        # loaded by who still may; what it may forbid was looked up
+        appears = rest.index("clone")
+        assert rest[:appears] == ["capset"] and rest[rest.index("created") + 1 :] == ["execve"] * rest.count("execve")
+        return
     if "spawn" in [op.call for op in case.all]:
         end = rest.index("listener")
         assert rest[end + 1] == ("execve" if case.kind == "hook" else "created")
@@ -518,7 +527,12 @@ def nothing_of_the_hosts_stays_open(case: Case) -> None:
     if case.kind == "hook":
         return
     place = case.created
-    if case.all[place - 1].call == "listener":
+    if case.unseen:
+        # in between nothing is opened: it appears, is given a score, and has its filter from who closed all else
+        (place,) = case.calls("clone")
+        while case.all[place - 1].call in ("seccomp", "capset") and case.all[place - 1].origin in FILTERED:
+            place -= 1
+    elif case.all[place - 1].call == "listener":
         # which comes with the filter, and is closed before
         (spawn,) = case.calls("spawn")
         place = spawn - 4
@@ -529,6 +543,24 @@ def nothing_of_the_hosts_stays_open(case: Case) -> None:
     assert names <= {"control", "listen", "started"}
     first = case.ops[leading(case.ops)]
     assert (first.call, *first.args[1:]) == ("close_range", k.UINT_MAX, 0), "the first thing that init does"
+
+
+@invariant
+def what_can_be_traced_has_nothing_to_lose(case: Case) -> None:
+    """Who comes into a pid namespace whose processes may trace it has its program's ids and rights by then."""
+    if not case.unseen:
+        assert not case.calls("clone")
+        return
+    (appears,) = case.calls("clone")
+    joined = case.where(lambda op: op.call == "setns" and isinstance(op.args[1], int) and op.args[1] & k.CLONE_NEWPID)
+    assert joined and max(joined) > case.calls("clone3")[0]
+    before = {"setgroups", "setresgid", "setresuid", "capset", "keyctl", "prlimit64", "fchown", "openat", "openat2"}
+    late = set(case.calls("openat")) if case.calls("spawn") else set()
+    assert all(place < appears for place in case.calls(*before) if place not in late)
+    after = [op.call for op in case.all[appears + 1 :] if op.performer == INIT]
+    listening = {"openat", "close", "rt_sigaction", "spawn", "prctl", "offer", "exit_group"}
+    assert set(after) <= {"setsid", "ioctl", "seccomp", "execve"} | (listening if "spawn" in after else set())
+    assert after[0] == "setsid"
 
 
 @invariant

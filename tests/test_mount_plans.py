@@ -17,6 +17,7 @@ import test_invariants as invariants
 from test_strace import Follower, Runtime, basic, bundle, init_of, machine, parse, runtime  # noqa: F401 - fixtures
 from test_strace import pytestmark as marks
 
+from pyoci.errors import ConfigError
 from pyoci.kernel import flags as k
 from pyoci.plan import mounting
 from pyoci.plan.ops import RUNTIME, Op, Ref, Struct
@@ -97,6 +98,20 @@ def cases() -> Iterator[Any]:
 
 
 CASES = pytest.mark.parametrize("case", list(cases()))
+
+
+@pytest.mark.parametrize(("more", "refused"), [([], True), (["CAP_SYS_ADMIN"], False), (["user"], False)])
+def test_no_procfs_among_processes_that_may_trace_its_maker(more: list[str], refused: bool) -> None:
+    document = basic("true")
+    document["mounts"] = [MOUNTS[0], *[entry for entry in MOUNTS if entry.get("type") == "proc"]]
+    document["process"]["capabilities"] = {"bounding": ["CAP_SYS_PTRACE", *[name for name in more if name != "user"]]}
+    spec = load(json.dumps(document).encode())
+    spaces = [*SPACES, *[name for name in more if name == "user"]]
+    if refused:
+        with pytest.raises(ConfigError, match="/mounts/1/type: proc is made by a process that the container's could"):
+            mounting.check(spec, spaces, True)
+    else:
+        mounting.check(spec, spaces, True)
 
 
 @CASES

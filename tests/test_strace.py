@@ -26,7 +26,7 @@ from pyoci.__main__ import OPTIONS, START
 from pyoci.commands.spec import default
 from pyoci.container.execute import target_of
 from pyoci.host import Host, probe, probe_sources
-from pyoci.launch import INIT_ELF
+from pyoci.launch import FORKS, INIT_ELF
 from pyoci.plan import join, render
 from pyoci.plan.container import PlanOptions, plan_container
 from pyoci.plan.ops import INIT, Op, Ref, Struct, Vector
@@ -84,14 +84,17 @@ def parse(text: str) -> dict[int, list[Call]]:
     return calls
 
 
-def init_of(calls: dict[int, list[Call]]) -> tuple[list[Call], list[Call]]:
-    """The calls of stage A after its execve of the sealed image, and those of stage B."""
+def init_of(calls: dict[int, list[Call]]) -> list[list[Call]]:
+    """The calls of stage A after its execve of the sealed image, and those of what comes after it."""
     for trace in calls.values():
         for place, call in enumerate(trace):
             if call.name == "execve" and not call.number and '"/proc/self/fd/' in call.arguments:
-                before = trace[place + 1 :]
-                (clone,) = [each for each in before if each.name == "clone3"]
-                return before, calls[clone.result]
+                stages = [trace[place + 1 :]]
+                while clones := [each for each in stages[-1] if "CLONE_PARENT" in each.arguments]:
+                    (clone,) = clones
+                    stages.append(calls[clone.result])
+                assert len(stages) > 1
+                return stages
     raise AssertionError("init was never executed")
 
 
@@ -104,7 +107,7 @@ def quoted(data: bytes) -> str:
 class Follower:
     """Walks a plan along a trace."""
 
-    def __init__(self, stages: tuple[list[Call], list[Call]], fds: dict[str, int]) -> None:
+    def __init__(self, stages: list[list[Call]], fds: dict[str, int]) -> None:
         self.stages = stages
         self.stage = 0
         self.place = 0
@@ -141,10 +144,10 @@ class Follower:
             assert call.name == name, f"{call} instead of {op!r} after {self.count} ops"
             self.same(op, call)
             self.count += 1
-            if op.call == "clone3":
+            if op.call in FORKS:
                 self.report("pid")
-                assert [each.name for each in self.stages[0][self.place :]] in (["exit_group"], [])
-                self.stage, self.place = 1, 0
+                assert [each.name for each in self.stages[self.stage][self.place :]] in (["exit_group"], [])
+                self.stage, self.place = self.stage + 1, 0
             if call.number:
                 assert call.number in op.tolerate, f"{call}: {op!r}"
                 self.follow(op.otherwise)
@@ -250,7 +253,7 @@ class Runtime:
         """Follow the plan to its execve."""
         follower = Follower(init_of(parse(self.log.read_text())), fds)
         follower.follow(ops[leading(ops) :])
-        last = follower.stages[1][follower.place - 1]
+        last = follower.stages[follower.stage][follower.place - 1]
         assert last.name == "execve" and not last.number
         return follower
 
@@ -343,8 +346,13 @@ def test_create_and_start_are_a_word_of_one_plan(bundle: Path, runtime: Runtime)
     runtime.follow(plan.ops, plan.fds)
 
 
-def test_an_exec_is_a_word_of_its_plan(bundle: Path, runtime: Runtime) -> None:
-    spec, host = machine(basic("sh", "-c", "while :; do sleep 1; done"), bundle)
+@pytest.mark.parametrize("unseen", [False, True], ids=["", "among tracers"])
+def test_an_exec_is_a_word_of_its_plan(bundle: Path, runtime: Runtime, unseen: bool) -> None:
+    document = basic("sh", "-c", "while :; do sleep 1; done")
+    if unseen:
+        document["process"]["capabilities"]["bounding"] += ["CAP_SYS_PTRACE"]
+        document["process"]["oomScoreAdj"] = 100
+    spec, host = machine(document, bundle)
     (bundle / "rootfs" / "bin" / "sleep").symlink_to("busybox")
     name = f"strace-{os.getpid()}-running"
     runtime.run("run", "--detach", "--bundle", str(bundle), name)
@@ -358,5 +366,7 @@ def test_an_exec_is_a_word_of_its_plan(bundle: Path, runtime: Runtime) -> None:
     assert process is not None
     process.args = ("/bin/sh", "-c", "exit 3")
     process.user.uid = process.user.gid = 1000
-    follower = runtime.follow(join.plan_exec(process, host, target, None, None, 0), join.descriptors(0))
+    ops = join.plan_exec(process, host, target, None, None, 0, None, unseen)
+    follower = runtime.follow(ops, join.descriptors(0))
     assert follower.count > 30
+    assert len(follower.stages) == (3 if unseen else 2)

@@ -11,7 +11,7 @@ from pyoci.host import lacks_home, probe
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Failure, Session, perform_write, template
 from pyoci.options import absolute, read_document
-from pyoci.plan.join import Target, descriptors, plan_exec, plan_hook
+from pyoci.plan.join import Target, descriptors, may_trace, plan_exec, plan_hook
 from pyoci.program import assemble
 from pyoci.spec.load import load, load_process
 from pyoci.state import Store, open_init, status
@@ -217,9 +217,23 @@ def _enter(  # noqa: PLR0913 - what exec has found out
             _in_cgroup(op, session, state)
 
     _warn_capabilities(options, process, host, state)
+    unseen = (
+        may_trace(state.namespaces, spec.process)
+        and not process.scheduler  # which a child may not have from its parent (sched(7))
+        and not (listens and not process.no_new_privileges)
+    )
+
+    def planned(target: Target, unseen: bool) -> list[Op]:
+        return plan_exec(process, host, target, flags, console, options.preserve_fds, spec.linux, unseen)
 
     def attempt(paths: Mapping[str, str] | None) -> Session:
-        ops = plan_exec(process, host, target_of(state, paths), flags, console, options.preserve_fds, spec.linux)
+        target = target_of(state, paths)
+        ops = planned(target, unseen)
+        if unseen and seccomp is not None and not listens:
+            from pyoci.container.listener import refused
+
+            if refused(ops, assets["seccomp"], host.arch, fds):
+                ops = planned(target, False)
         program = assemble(ops, template(), host.arch, numbers(host.arch), fds, assets)
         if listens and seccomp is not None:
             from pyoci.container.listener import ListeningSession, check, status_of

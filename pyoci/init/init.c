@@ -16,6 +16,7 @@
  *   EXPECT   args: address, mask, value, errno: fail with errno unless (*address & mask) == value
  *   MOVE     args: from, to, width: copy a register into a structure, for calls that take descriptors in memory
  *   FORK     clone3: the child goes on with the next op, the parent reports the child's pid and exits
+ *   CLONE    the same by clone(2), whose arguments a filter can look at
  *   SPAWN    clone3: the child goes on with the ops of the block, which end in exit_group; the parent skips them
  *   OFFER    sendmsg: of a descriptor that another process will put into the table that it shares with us; until then, again
  *   AWAIT    a BARRIER of which another process has told the runtime, because a filter may forbid us to
@@ -28,6 +29,7 @@
 #define NR_CLOSE 3
 #define NR_WRITE 1
 #define NR_EXIT_GROUP 231
+#define NR_CLONE 56
 #define NR_CLONE3 435
 #define NR_SENDMSG 46
 #define NR_NANOSLEEP 35
@@ -50,6 +52,7 @@ static inline long kernel(long number, const unsigned long *a)
 #define NR_CLOSE 57
 #define NR_WRITE 64
 #define NR_EXIT_GROUP 94
+#define NR_CLONE 220
 #define NR_CLONE3 435
 #define NR_SENDMSG 211
 #define NR_NANOSLEEP 101
@@ -164,7 +167,8 @@ static long perform(const volatile struct header *head, struct message *message,
             *(volatile unsigned int *)args[1] = *(const unsigned int *)args[0];
         return 0;
     case FORK:
-        result = kernel(NR_CLONE3, args);
+    case CLONE:
+        result = kernel(op->nr == CLONE ? NR_CLONE : NR_CLONE3, args);
         if (result > 0) {
             tell(head, message, FORKED, index, (int)result);
             leave(0);

@@ -36,6 +36,7 @@ _Static_assert(sizeof(struct report) == 16, "report");
 #define SPAWN (-5)
 #define OFFER (-6)
 #define AWAIT (-7)
+#define CLONE (-8)
 #define FLAG_FSLOG 1
 #define FLAG_CLOSE 2
 #define FAILED 1

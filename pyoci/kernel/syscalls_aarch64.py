@@ -92,6 +92,7 @@ NUMBERS: dict[str, int] = {
     "munmap": 215,
     "add_key": 217,
     "keyctl": 219,
+    "clone": 220,
     "execve": 221,
     "mmap": 222,
     "mprotect": 226,

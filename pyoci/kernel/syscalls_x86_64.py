@@ -34,6 +34,7 @@ NUMBERS: dict[str, int] = {
     "socketpair": 53,
     "setsockopt": 54,
     "getsockopt": 55,
+    "clone": 56,
     "execve": 59,
     "exit": 60,
     "wait4": 61,

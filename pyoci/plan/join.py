@@ -69,12 +69,22 @@ def descriptors(preserve_fds: int) -> dict[str, int]:
     return {"control": first, "container": first + 1, "console": first + 2}
 
 
-def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
+def may_trace(namespaces: Sequence[str], process: Process | None) -> bool:
+    """Whether a container's processes may trace whoever comes into their pid namespace, whatever rights that one has
+    (ptrace(2), "Ptrace access mode checking"), and have not all of these rights anyway."""
+    capabilities = process.capabilities if process is not None else None
+    if capabilities is None or "pid" not in namespaces or "user" in namespaces:
+        return False
+    held = {*capabilities.bounding, *capabilities.permitted, *capabilities.ambient, *capabilities.inheritable}
+    return "CAP_SYS_PTRACE" in held and "CAP_SYS_ADMIN" not in held
+
+
+def enter(target: Target, origin: str, by_root: bool, unseen: bool = False) -> list[Op]:
     """Into the container's namespaces and cgroup, as a new process.
 
     by_root  take the root directory that its first process has now, rather than that of its mount namespace: they
-    differ
-             before pivot_root, and in a container without a mount namespace.
+             differ before pivot_root, and in a container without a mount namespace.
+    unseen   the new process is not in the container's pid namespace yet: its child will be
     """
     ops: list[Op] = []
     if target.cgroup is not None:
@@ -89,7 +99,7 @@ def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
     for type_ in target.namespaces:
         # From within its cgroup namespace nobody from outside can be put into the container's cgroup, where cgroup2 is
         # mounted with nsdelegate, as systemd does (cgroups(7)): that one is joined by the new process.
-        if type_ != "cgroup":
+        if type_ != "cgroup" and not (unseen and type_ == "pid"):
             flags |= k.NAMESPACES[type_]
     if flags:
         ops.append(Op("setns", (Ref("container"), flags), origin))
@@ -101,15 +111,28 @@ def enter(target: Target, origin: str, by_root: bool) -> list[Op]:
         arguments.fields["cgroup"] = Ref("cgroup")
     ops.append(Op("clone3", (arguments, 88), origin))
     ops += target.enter
-    if "cgroup" in target.namespaces:
-        ops.append(Op("setns", (Ref("container"), k.CLONE_NEWCGROUP), origin))
+    late = k.CLONE_NEWCGROUP if "cgroup" in target.namespaces else 0
+    if unseen:
+        late |= k.CLONE_NEWPID
+    if late:
+        ops.append(Op("setns", (Ref("container"), late), origin))
     if "user" in target.namespaces:
         ops += [
             Op("setresgid", (0, 0, 0), origin, tolerate=(EINVAL,)),
             Op("setresuid", (0, 0, 0), origin, tolerate=(EINVAL,)),
         ]
-    ops.append(Op("setsid", (), origin))
+    if not unseen:
+        ops.append(Op("setsid", (), origin))
     ops.append(own_keyring(origin))
+    return ops
+
+
+def _appear(terminal: bool) -> list[Op]:
+    """What was made ready elsewhere is in the container's pid namespace from here on, as a process with a session of
+    its own.  By clone(2), because filters let that pass where they do not know what is in memory (clone3)."""
+    ops = [Op("clone", (k.CLONE_PARENT, 0, 0, 0, 0), EXEC), Op("setsid", (), EXEC)]
+    if terminal:
+        ops.append(Op("ioctl", (0, k.TIOCSCTTY, 0), "/process/terminal"))
     return ops
 
 
@@ -130,8 +153,14 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
     console: str | None,
     preserve_fds: int,
     linux: Linux | None = None,
+    unseen: bool = False,
 ) -> list[Op]:
-    """Ops of `exec`: the same process preparation as create's, in the container; `linux` is the container's."""
+    """Ops of `exec`: the same process preparation as create's, in the container; `linux` is the container's.
+
+    unseen  the container's processes may trace all that they see: what they see has no more rights than its program
+            will have, so all else is done by its parent, which is not in their pid namespace.  A filter that takes
+            CAP_SYS_ADMIN to load is loaded by that one, too.
+    """
     ops = _begin(preserve_fds, EXEC)
     if process.apparmor_profile or process.selinux_label:
         from pyoci.plan.labels import labels
@@ -143,7 +172,7 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
 
         if affinity.get("initial"):
             ops.append(tuning.affinity(str(affinity["initial"]), "/process/execCPUAffinity/initial"))
-    ops += enter(target, EXEC, "mount" not in target.namespaces)
+    ops += enter(target, EXEC, "mount" not in target.namespaces, unseen)
     if not affinity:
         ops.append(every_processor(EXEC))
     if affinity.get("final"):
@@ -159,7 +188,7 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
         ops.append(Op("openat", (k.AT_FDCWD, b"/", HANDLE | k.O_DIRECTORY), EXEC, "rootfs"))
         ops += devices.plan_terminal(process, receiver, TERMINAL_MESSAGE if receiver == "control" else b"/dev/ptmx")
         ops.append(close("rootfs", EXEC))
-        ops += devices.adopt_terminal()
+        ops += devices.adopt_terminal()[1 if unseen else 0 :]
     user_namespace = "user" in target.namespaces
     plan = plan_process(
         process,
@@ -170,19 +199,22 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
         not target.denies_setgroups,
     )
     ops += plan.prepare
+    score: list[Op] = []
     if process.oom_score_adj is not None:
-        ops.append(
-            Op(
-                "write",
-                (b"/proc/@pid/oom_score_adj", str(process.oom_score_adj).encode()),
-                "/process/oomScoreAdj",
-                performer=RUNTIME,
-            )
-        )
-    ops.append(Op("close_range", (descriptors(preserve_fds)["console"], k.UINT_MAX, 0), EXEC))
-    ops += plan.listener
+        data = str(process.oom_score_adj).encode()
+        score = [Op("write", (b"/proc/@pid/oom_score_adj", data), "/process/oomScoreAdj", performer=RUNTIME)]
+    begin = plan.begin
+    shut = Op("close_range", (descriptors(preserve_fds)["console"], k.UINT_MAX, 0), EXEC)
+    if unseen:
+        ops.append(shut)
+        if any(op.call == "capset" for op in begin):
+            ops += [op for op in begin if op.call != "execve"]
+            begin = [op for op in begin if op.call == "execve"]
+        ops += [*_appear(process.terminal), *plan.listener, *score]
+    else:
+        ops += [*score, shut, *plan.listener]
     ops.append(Op("created", (), EXEC, performer=RUNTIME))
-    return ops + plan.begin
+    return ops + begin
 
 
 def plan_hook(  # noqa: PLR0913 - the inputs are these

@@ -14,6 +14,7 @@ from pyoci.errors import ConfigError, Problem
 from pyoci.kernel import flags as k
 from pyoci.plan.devices import send_descriptor
 from pyoci.plan.entry import NAME, default_signals, shed
+from pyoci.plan.join import may_trace
 from pyoci.plan.mounts import plan_mounts
 from pyoci.plan.ops import RUNTIME, Address, Buffer, Op, Ref, Struct
 from pyoci.plan.options import MountOptions
@@ -64,6 +65,9 @@ def check(spec: Spec, namespaces: Sequence[str], privileged: bool) -> None:
             problems.append(Problem(f"{where}/options", message))
         elif not options.bind and mount.type not in OF_NAMESPACES and "user" in namespaces:
             message = f"{mount.type} cannot be added to a container with a user namespace; mount it outside and bind it"
+            problems.append(Problem(f"{where}/type", message))
+        elif not options.bind and OF_NAMESPACES.get(mount.type) == "pid" and may_trace(namespaces, spec.process):
+            message = f"{mount.type} is made by a process that the container's could take over: it has CAP_SYS_PTRACE"
             problems.append(Problem(f"{where}/type", message))
     if problems:
         raise ConfigError(problems, ORIGIN)

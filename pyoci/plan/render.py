@@ -79,6 +79,7 @@ ARGUMENTS: dict[str, dict[int, dict[str, int]]] = {
     "faccessat2": {3: AT},
     "setns": {1: CLONE},
     "unshare": {0: CLONE},
+    "clone": {0: CLONE},
     "umount2": {1: _names("MNT_DETACH")},
     "close_range": {2: _names("CLOSE_RANGE_CLOEXEC")},
     "dup3": {2: OPEN},
