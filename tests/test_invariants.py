@@ -546,6 +546,21 @@ def nothing_of_the_hosts_stays_open(case: Case) -> None:
 
 
 @invariant
+def nothing_of_the_images_is_opened(case: Case) -> None:
+    """A name in the root may be a device's or a fifo's, and opening one does something: only what is new is opened,
+    what was looked at just before (ptmx), or what is copied, from where opening does not wait."""
+    for op in case.all:
+        if op.call != "openat2":
+            continue
+        how = op.args[2]
+        assert isinstance(how, Struct)
+        flags = how.fields["flags"]
+        assert isinstance(flags, int)
+        if not flags & (k.O_PATH | k.O_DIRECTORY) and op.args[0] != Ref("proc") and op.result not in ("ptmx", "old"):
+            assert flags & (k.O_CREAT | k.O_EXCL) == k.O_CREAT | k.O_EXCL, op
+
+
+@invariant
 def what_can_be_traced_has_nothing_to_lose(case: Case) -> None:
     """Who comes into a pid namespace whose processes may trace it has its program's ids and rights by then."""
     if not case.unseen:

@@ -49,6 +49,7 @@ CHECKS = (
     invariants.guards_lead_forward_one_way,
     invariants.names_are_given_before_they_are_used,
     invariants.descriptors_are_close_on_exec,
+    invariants.nothing_of_the_images_is_opened,
     invariants.equal_inputs_are_equal_bytes_that_read_back,
 )
 

@@ -101,18 +101,24 @@ def place(path: str, kind: str, origin: str, result: str, resolve: int = SCOPED)
     if kind == "dir":
         # with the same rule: the missing name may be a link by now
         create = make_directories(path, origin, result, resolve)
+    elif not components:
+        create = []
     else:
         create = make_directories(parents, origin, "parent") if parents else []
+        # nothing is opened but what we have made: it may be a device by now, and opening it would do what that one does
+        flags = k.O_CREAT | k.O_EXCL | k.O_RDONLY | k.O_CLOEXEC
+        found = openat2("rootfs", relative(path), HANDLE, resolve, origin, result)
         create.append(
             openat2(
-                "rootfs",
-                relative(path),
-                # O_NONBLOCK: a fifo that turned up there must not hold us
-                k.O_CREAT | k.O_RDONLY | k.O_NONBLOCK | k.O_CLOEXEC,
-                resolve,
+                "parent" if parents else "rootfs",
+                components[-1].encode(),
+                flags,
+                EXACT,
                 origin,
                 result,
                 mode=0o644,
+                tolerate=(EEXIST,),
+                otherwise=[found],
             )
         )
         if parents:
