@@ -1065,3 +1065,30 @@ def test_a_cgroups_path_of_thousands_of_levels(bundle: Bundle) -> None:
     done = bundle.run("/bin/true", timeout=60)
     assert done.returncode == 1 and "name too long" in done.stderr
     assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("what", ["fifo", "link", "hard link", "dangling"])
+def test_directory_of_images_that_somebody_has_prepared(tmp_path: Path, what: str) -> None:
+    """What checkpoint writes there itself is a new file, whatever had its name."""
+    from pyoci.container.checkpoint import DESCRIPTORS, _write
+
+    canary, place = tmp_path / "canary", tmp_path / "images" / DESCRIPTORS
+    place.parent.mkdir()
+    canary.write_text("canary")
+    if what == "fifo":
+        os.mkfifo(place)
+    elif what == "hard link":
+        place.hardlink_to(canary)
+    else:
+        place.symlink_to(canary if what == "link" else tmp_path / "new")
+    folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(10)
+    try:
+        _write(folder, DESCRIPTORS, ["a", "b", "c"])
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        os.close(folder)
+    assert json.loads(place.read_text()) == ["a", "b", "c"]
+    assert canary.read_text() == "canary" and not (tmp_path / "new").exists()

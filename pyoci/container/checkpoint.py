@@ -201,7 +201,12 @@ def _write(folder: int, name: str, value: object) -> None:
     from pyoci.log import write_all
 
     try:
-        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        # of an earlier checkpoint, or a fifo, or a link to what is not ours to overwrite
+        try:
+            posix.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            pass
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
         fd = posix.open(name, flags, 0o600, dir_fd=folder)
         try:
             write_all(fd, dumps(value).encode())
