@@ -52,7 +52,7 @@ QUIET = "listener"  # a runtime's op at whose barrier init only waits: see plan/
 FSLOG = ("fsconfig", "fsmount")  # calls whose context keeps the kernel's words
 WORD = 0xFFFFFFFFFFFFFFFF
 NR = 0xFFFFFFFF  # the bits of `nr` in the first word
-ZEROS = (0, 0, 0, 0, 0, 0)
+ZEROS = tuple((0,) * (6 - given) for given in range(7))  # for the arguments that are not given
 FLAG_FSLOG = 1  # on failure, the kernel's words can be read from the descriptor in args[0]
 FLAG_CLOSE = 2  # and the next five bits: after success, args[0] (args[1], ...) is a descriptor to close
 SKIP_MAX = 0xFFFF
@@ -91,6 +91,7 @@ class _Assembler:
         self.strings: dict[bytes, int] = {}
         self.structs: dict[Struct, int] = {}
         self.buffers: dict[str, int] = {}
+        self.tolerated: dict[tuple[int, ...], int] = {}
 
     # data -----------------------------------------------------------------------------------------------------------
 
@@ -104,7 +105,10 @@ class _Assembler:
     def string(self, text: bytes) -> int:
         address = self.strings.get(text)
         if address is None:
-            address = self.strings[text] = self.place(text + b"\0", 1)
+            data = self.data
+            address = self.strings[text] = self.base + len(data)
+            data += text
+            data.append(0)
         return address
 
     def vector(self, value: Vector) -> int:
@@ -181,13 +185,13 @@ class _Assembler:
 
     def emit(self, op: Op, number: int, words: Sequence[int]) -> None:
         """An op that always succeeds: a MOVE or a barrier."""
-        self.code += (number & NR, 0, *words, *ZEROS[len(words) :], 0)
+        self.code += (number & NR, 0, *words, *ZEROS[len(words)], 0)
         self.index.append(op)
 
     def sequence(self, ops: Sequence[Op]) -> None:
         """Emit `ops`; a run of the runtime's ops becomes one barrier."""
         strings, registers, fds, numbers = self.strings, self.registers, self.fds, self.numbers
-        code, index = self.code, self.index
+        code, index, zeros, tolerated = self.code, self.index, ZEROS, self.tolerated
         due: list[Op] | None = None
         last = -1  # the op before, if it can close what it has used
         for op in ops:
@@ -200,27 +204,24 @@ class _Assembler:
                 continue
             due = None
             call = op.call
-            if call == "close" and self.folded(op, last):
+            if last >= 0 and call == "close" and self.folded(op, last):
                 continue
-            last = -1
             second = 0  # the second word: load mask, flags, tolerated errnos
-            bit = 1
             words: list[int] = []
             for value in op.args:
                 kind = type(value)
                 if kind is int:
                     words.append(value if value >= 0 else value & WORD)  # type: ignore[operator,arg-type]
-                elif kind is bytes and value in strings:
-                    words.append(strings[value])
+                elif kind is bytes:
+                    words.append(strings.get(value) or self.string(value))  # type: ignore[arg-type,call-overload]
                 elif kind is Ref and value.name in registers and value.name not in fds:  # type: ignore[attr-defined]
+                    second |= 1 << len(words)
                     words.append(registers[value.name])  # type: ignore[attr-defined]
-                    second |= bit
                 else:
                     word, register = self.argument(value, op)
-                    words.append(word)
                     if register:
-                        second |= bit
-                bit <<= 1
+                        second |= 1 << len(words)
+                    words.append(word)
             first = numbers.get(call)
             if first is None:
                 first = PSEUDO[call] & NR
@@ -233,15 +234,17 @@ class _Assembler:
             result = 0
             if op.result is not None:
                 result = registers.get(op.result) or registers.setdefault(op.result, self.place(bytes(8)))
-            if op.tolerate:
-                second |= self.errnos(op) << 16
-            here = len(code)
-            code += (first, second, *words, *ZEROS[len(words) :], result)
+            tolerate = op.tolerate
+            if tolerate:
+                second |= tolerated.get(tolerate) or self.errnos(op)
+            last = len(code)
+            code += (first, second, *words, *zeros[len(words)], result)
             index.append(op)
             if op.otherwise or op.then:
-                self.block(op, here)
-            elif not op.tolerate and call != "close":
-                last = here
+                self.block(op, last)
+                last = -1
+            elif tolerate or call == "close":
+                last = -1
 
     def folded(self, op: Op, last: int) -> bool:
         """Let the op at `last` close what it has used: a fifth of all ops close what the op before was the last to use.
@@ -249,8 +252,6 @@ class _Assembler:
         It must be one that either succeeds or ends everything, and that has read the descriptor from a register.  init
         closes the last argument first: the calls are made in the order of the plan.
         """
-        if last < 0:
-            return False
         value = op.args[0]
         register = self.registers.get(value.name) if type(value) is Ref else None
         code = self.code
@@ -265,11 +266,15 @@ class _Assembler:
                 return True
         return False
 
-    @staticmethod
-    def errnos(op: Op) -> int:
+    def errnos(self, op: Op) -> int:
+        known = self.tolerated.get(op.tolerate)
+        if known is not None:
+            return known
         if len(op.tolerate) > ERRNOS_MAX:
             raise ValueError(f"{op!r} tolerates too many errnos")
-        return int.from_bytes(bytes(op.tolerate), "little")
+        # above load mask and flags
+        self.tolerated[op.tolerate] = word = int.from_bytes(bytes(op.tolerate), "little") << 16
+        return word
 
     def block(self, op: Op, here: int) -> None:
         """What hangs on `op`, whose first word is at `here`, and how far to skip when it is not its turn."""

@@ -128,13 +128,13 @@ def give_cpus(path: bytes) -> None:
         _inherit(path, name)
 
 
-def _inherit(path: bytes, name: bytes) -> None:
-    """Give `path` what its parent has where it has none; the top always has some (cpuset(7))."""
-    if read(path + name).strip():
-        return
-    parent = path.rpartition(b"/")[0]
-    _inherit(parent, name)
-    write(path + name, read(parent + name).strip())
+def _inherit(path: bytes, name: bytes) -> bytes:
+    """Give `path` what its parent has where it has none, and return that; the top always has some (cpuset(7))."""
+    found = read(path + name).strip()
+    if not found:
+        found = _inherit(path.rpartition(b"/")[0], name)
+        write(path + name, found)
+    return found
 
 
 def _check_fitness(path: bytes, origin: str) -> None:

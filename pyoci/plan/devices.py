@@ -80,16 +80,15 @@ def plan_devices(spec: Spec, by_bind: bool) -> DevicePlan:
         plan.ops += make_directories("/dev", DEFAULT_CLAUSE, "dev")
         for name, major, minor in DEFAULT:
             if f"/dev/{name}" not in configured:
-                node = _Node("dev", name, k.S_IFCHR, 0o666, major, minor, 0, 0, f"/dev/{name}")
-                _add(plan, node, DEFAULT_CLAUSE, by_bind)
+                if by_bind:
+                    _add(plan, _default(name, major, minor), DEFAULT_CLAUSE, by_bind)
+                else:
+                    plan.ops += MADE[name]
     for index, device in enumerate(spec.linux.devices):
         _configured(plan, device, f"/linux/devices/{index}", by_bind)
     if not bound_dev:
-        for name, target in LINKS:
-            plan.ops.append(
-                Op("symlinkat", (target.encode(), Ref("dev"), name.encode()), LINKS_CLAUSE, tolerate=(EEXIST, EROFS))
-            )
-        plan.ops += _ptmx()
+        plan.ops += LINKED
+        plan.ops += PTMX
     return plan
 
 
@@ -144,6 +143,16 @@ class _Node:
         self.host = host
 
 
+def _default(name: str, major: int, minor: int) -> _Node:
+    return _Node("dev", name, k.S_IFCHR, 0o666, major, minor, 0, 0, f"/dev/{name}")
+
+
+def _made(name: str, major: int, minor: int) -> list[Op]:
+    plan = DevicePlan()
+    _add(plan, _default(name, major, minor), DEFAULT_CLAUSE, False)
+    return plan.ops
+
+
 def _configured(plan: DevicePlan, device: Device, origin: str, by_bind: bool) -> None:
     parent, _, name = device.path.rstrip("/").rpartition("/")
     handle = "rootfs"
@@ -195,6 +204,15 @@ def _add(plan: DevicePlan, node: _Node, origin: str, by_bind: bool) -> None:
         # takes the set-id bits of the mode away, which mean nothing on a device; fchmodat would bring them back, and
         # follow a link that somebody with the same volume put in the node's place
         ops.append(Op("fchownat", (Ref(node.parent), node.name, node.uid, node.gid, k.AT_SYMLINK_NOFOLLOW), origin))
+
+
+# The same in every plan, so made once.
+MADE = {name: _made(name, major, minor) for name, major, minor in DEFAULT}
+LINKED = [
+    Op("symlinkat", (target.encode(), Ref("dev"), name.encode()), LINKS_CLAUSE, tolerate=(EEXIST, EROFS))
+    for name, target in LINKS
+]
+PTMX = _ptmx()
 
 
 def null_source() -> list[Op]:

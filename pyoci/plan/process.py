@@ -120,6 +120,18 @@ class ProcessPlan:
         self.begin: list[Op] = []
 
 
+def _drops(origin: str, last: int) -> list[Op]:
+    """An op for each capability that drops it; the same in every plan, so made once."""
+    found = _known_drops.get(origin, [])
+    if len(found) <= last:
+        found = [Op("prctl", (k.PR_CAPBSET_DROP, number, 0, 0, 0), origin) for number in range(last + 1)]
+        _known_drops[origin] = found
+    return found
+
+
+_known_drops: dict[str, list[Op]] = {}
+
+
 def plan_process(  # noqa: PLR0913 - the inputs of the order are these
     process: Process,
     host: Host,
@@ -157,9 +169,8 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
     prepare += _cwd_before(process.cwd)
     dropped = granted & ~sets.bounding
     origin = f"{CAPS}/bounding" if process.capabilities and process.capabilities.bounding else CAPS_CLAUSE
-    for number in range(host.last_cap + 1):
-        if dropped >> number & 1:
-            prepare.append(Op("prctl", (k.PR_CAPBSET_DROP, number, 0, 0, 0), origin))
+    drops = _drops(origin, host.last_cap)
+    prepare += [drops[number] for number in range(host.last_cap + 1) if dropped >> number & 1]
     if user.uid and chown_stdio:
         # a stream whose owner this user namespace does not map stays as it is, as does one on a read-only file system
         refused = (EPERM, EINVAL, EROFS)
