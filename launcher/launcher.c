@@ -255,8 +255,8 @@ static void judge_install(struct install *in, const char *self)
     judge_one(path.bytes);
 }
 
-/* Look at every file of the package: judge it for root, and find out which files these are. */
-static void look_at_package(struct install *in, int root)
+/* Look at every file of the package: judge it for root, and find out which files these are.  Then at its byte code. */
+static void look_at_package(struct install *in, int root, int byte_code)
 {
     struct text path;
     long fd;
@@ -264,7 +264,7 @@ static void look_at_package(struct install *in, int root)
     set(&path, in->packages.bytes, "/pyoci");
     fd = kernel(OPENAT, HERE, (long)path.bytes, O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
     if (fd >= 0)
-        judge_below(fd, &path, 0, root, 1);
+        judge_below(fd, &path, 0, root, byte_code);
     else if (root)
         die(path.bytes, ": cannot be examined");
     if (unknown)
@@ -389,7 +389,7 @@ __attribute__((noreturn, noinline)) static void become(long *stack)
     root = kernel(GETEUID, 0, 0, 0, 0, 0, 0) == 0;
     if (root)
         judge_install(&in, self.bytes);
-    look_at_package(&in, root);
+    look_at_package(&in, root, 0);
     /* byte code written under a lax umask could be written by others, and root would refuse it next time */
     mask = kernel(UMASK, 022, 0, 0, 0, 0, 0);
     kernel(UMASK, mask, 0, 0, 0, 0, 0);
@@ -404,6 +404,8 @@ __attribute__((noreturn, noinline)) static void become(long *stack)
         if (resume_snapshot(&words) && may_write && !trial && may_make(words.path))
             wanted = words.path;
     }
+    if (root)
+        look_at_package(&in, root, 1);
     drop_loader_variables(environment);
 
     n = 0;

@@ -97,8 +97,13 @@ static void count_in(const char *name, const struct status *s)
         unknown = 1;
 }
 
-/* Every file below an open directory; `path` is its name, for messages.  Closes fd. */
-void judge_below(long fd, struct text *path, int depth, int root, int counted)
+/*
+ * Every file below an open directory; `path` is its name, for messages.  Closes fd.
+ *
+ * Sources are counted.  Byte code is judged by a second look, with `byte_code`, which is not needed where a snapshot is
+ * resumed: that judges by itself the little that it may read (pyoci/__main__.py).
+ */
+void judge_below(long fd, struct text *path, int depth, int root, int byte_code)
 {
     char buffer[8192] __attribute__((aligned(8)));
     unsigned int here = path->length;
@@ -125,13 +130,13 @@ void judge_below(long fd, struct text *path, int depth, int root, int counted)
                 if (root)
                     judge(path->bytes, &status, 0);
                 if ((status.mode & TYPE) != DIRECTORY) {
-                    if (counted)
+                    if (!byte_code)
                         count_in(path->bytes, &status);
-                } else if (root || !starts(name, "__pycache__")) {
+                } else if (byte_code || !starts(name, "__pycache__")) {
                     long below = kernel(OPENAT, fd, (long)name, O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
 
                     if (below >= 0)
-                        judge_below(below, path, depth + 1, root, counted && !starts(name, "__pycache__"));
+                        judge_below(below, path, depth + 1, root, byte_code);
                     else if (root)
                         die(path->bytes, below == -ENFILE || below == -EMFILE
                                              ? ": cannot be examined: too many open files"

@@ -4,4 +4,4 @@ extern int unknown;               /* the fingerprint does not tell all of them *
 
 /* Whoever may change what root runs ends the program with a message (trust.c). */
 void judge_one(const char *path);
-void judge_below(long fd, struct text *path, int depth, int root, int counted);
+void judge_below(long fd, struct text *path, int depth, int root, int byte_code);

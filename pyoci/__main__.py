@@ -72,6 +72,8 @@ class CompiledFinder:
 
     # The environment, if the C library has not been told yet (see `pyoci.waiting`).
     environment: "dict[bytes, bytes]" = {}  # noqa: RUF012 - replaced, never changed
+    # Of an interpreter that was resumed: the launcher has not looked at byte code (launcher/trust.c)
+    unjudged = False
 
     @staticmethod
     def find_spec(
@@ -93,6 +95,10 @@ class CompiledFinder:
             except OSError:
                 continue
             try:
+                if CompiledFinder.unjudged:
+                    from pyoci.trust import judge_file
+
+                    judge_file(cached, posix.fstat(fd))
                 data = posix.read(fd, 0x10000)
                 if len(data) == 0x10000:
                     return None  # more than one read: not worth a loop here

@@ -356,7 +356,7 @@ def waiting_interpreter() -> tuple[subprocess.Popen[bytes], int, int, list[tuple
     body = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pyoci.__main__ import prepare; prepare();"
         "from pyoci import archive; [archive.load(command) for command in (archive.ALL, *archive.HOT)];"
-        "import pyoci.cgroup.systemd, pyoci.plan.systemd;"
+        "import pyoci.cgroup.systemd, pyoci.plan.systemd, pyoci.trust;"
         f"from pyoci.waiting import wait; wait({reading}, {ready})"
     )
     option = f"pyoci={sys._xoptions['pyoci']}"

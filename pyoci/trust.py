@@ -2,7 +2,8 @@
 
 The launcher has judged our own package, and the directories that the others lie in (launcher/trust.c); what is in those
 is looked at here, by the same rules, when somebody imports it: structlog for the first line of a log, jsonschema,
-pyroute2, and whatever they need.  Only then, because most commands import none of them.
+pyroute2, and whatever they need.  Only then, because most commands import none of them.  For the same reason the byte
+code of our own modules that a snapshot does not hold is judged when it is read.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ def judge(spec: ModuleSpec) -> None:
     for path in list(places) if places is not None else (spec.origin, spec.cached):
         if path:
             _judge_path(path, judged)
+
+
+def judge_file(path: str, status: stat_result) -> None:
+    """Untrusted if somebody else than root can write to this file, in a directory that has been judged."""
+    if posix.geteuid() == 0:
+        _judge(path, status, False)
 
 
 def _judge_path(path: str, judged: set[str]) -> None:

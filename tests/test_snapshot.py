@@ -373,6 +373,36 @@ def test_where_there_cannot_be_one_nobody_tries_twice(kept: Kept, why: str) -> N
     assert [entry.suffix for entry in path.parent.glob("*.snapshot*")] == [".snapshot"]
 
 
+def test_byte_code_that_others_can_write_is_not_read(kept: Kept) -> None:
+    """A resumed interpreter has all that usual commands need; what it lacks it judges itself."""
+    kept.take()
+    kept.python(False)
+    assert kept.answer("features")[0] == 0  # compiles what it is the first to need
+    (cached,) = (kept.package / "commands" / "__pycache__").glob("features.*.pyc")
+    for mode, owner in ((0o666, 0), (0o644, 1000)):
+        cached.chmod(mode)
+        os.chown(cached, owner, owner)
+        status, out, error = kept.answer("features")
+        assert (status, out) == (1, "") and str(cached) in error and "root" in error, error
+        cached.chmod(0o644)
+        os.chown(cached, 0, 0)
+    assert kept.answer("features")[0] == 0
+
+
+def test_one_that_others_can_write_is_refused(kept: Kept) -> None:
+    path = kept.take()
+    path.chmod(0o622)
+    status, _, error = kept.answer()
+    assert status == 1 and error.startswith(f"pyoci: {path}: can be written by others"), error
+    path.chmod(0o600)
+    os.chown(path, 1000, 1000)
+    status, _, error = kept.answer()
+    assert status == 1 and error.startswith(f"pyoci: {path}: belongs to another user"), error
+    os.chown(path, 0, 0)
+    kept.python(False)
+    assert kept.answer() == ANSWER
+
+
 def test_a_new_package_has_a_new_one(kept: Kept) -> None:
     old = kept.take()
     source = kept.package / "commands" / "state.py"
