@@ -414,6 +414,10 @@ def _run(name: str, command: Command, given: Parsed) -> int:
     default(SIGCHLD)
     root = given.text("root")
     settings = Globals(absolute(root) if root else default_root(), root != "", given.flag("debug"), manager, rootless)
+    if log.debugging:
+        from pyoci import VERSION
+
+        log.debug(f"pyoci {name}", version=VERSION, root=settings.root, cgroups=manager)
     module = __import__("pyoci.commands." + name, None, None, ["run"])
     status: int = module.run(settings, options)
     return status

@@ -7,6 +7,7 @@ import fcntl
 import posix
 from errno import EFBIG, EINTR
 
+from pyoci import log
 from pyoci.errors import PyociError
 from pyoci.kernel.flags import MFD_EXEC
 from pyoci.plan.ops import Ref
@@ -157,6 +158,8 @@ class Session:
             theirs.close()
             for fd in high:
                 posix.close(fd)
+        if log.debugging:
+            log.debug("init is started", pid=self.stage, ops=len(self.program.index))
 
     def play(self) -> None:
         """Serve reports until init executes the user's program (end of file).  Raises Failure, Died, or what
@@ -176,6 +179,8 @@ class Session:
                     raise Died("init died before it made the container")
                 if last != max(barriers, default=-1):
                     raise Died("init died before it reached the container's program")
+                if log.debugging:
+                    log.debug("the program runs", pid=self.pid)
                 return
             if len(message) < REPORT.size:
                 raise Died("init's report is cut off")
@@ -185,6 +190,8 @@ class Session:
                 continue
             if kind == FORKED:
                 self._know(value, index)
+                if log.debugging and not self.stage:
+                    log.debug("the process is made", pid=value)
             elif kind == AT_BARRIER:
                 # A plan leads forward, once.  Whoever may trace the process may speak for it, and must not make us do
                 # what is not due.
@@ -234,6 +241,8 @@ class Session:
 
     def _perform(self, op: Op) -> None:
         self.perform(op, self)
+        if log.debugging:
+            tell(op, self.pid)
 
     def _receive(self, control: _socket.socket) -> bytes:
         if self.descriptor == -2:  # noqa: PLR2004 - see expect_descriptor
@@ -297,6 +306,13 @@ def perform_write(op: Op, pid: int) -> None:
     content = b"%d" % pid if isinstance(data, Ref) else data
     assert isinstance(content, bytes)
     write(substitute(path, pid), content)
+
+
+def tell(op: Op, pid: int = 0) -> None:
+    """With --debug: what the runtime has done, in the words of the printed plan; for init, once that has a pid."""
+    from pyoci.plan.render import call
+
+    log.debug(call(op), origin=op.origin, **({"pid": pid} if pid else {}))
 
 
 def run_ops(ops: Sequence[Op], do: Callable[[Op], None]) -> None:

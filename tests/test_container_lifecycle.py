@@ -36,6 +36,47 @@ def test_from_create_to_delete(box: Box) -> None:
     box.gone()
 
 
+def test_debug_tells_the_steps(box: Box) -> None:
+    """One line each, with the pid that it is about; in the log, if there is one, and else on stderr."""
+    box.process["args"] = ["sleep", "100"]
+    box.write()
+    log = box.folder / "log"
+    words = ("--debug", "--log", str(log), "--log-format", "json")
+
+    def told(*args: str) -> list[dict[str, object]]:
+        log.unlink(missing_ok=True)
+        # whoever waits for the end of the output would wait for the container
+        done = subprocess.run(box.command(*words, *args), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE if args[0] != "create" else None, timeout=LIMIT, check=True)
+        assert not done.stderr
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        assert {record["level"] for record in records} == {"debug"}
+        assert records[0]["msg"] == f"pyoci {args[0]}"
+        return records[1:]
+
+    def pids(records: list[dict[str, object]], message: str) -> list[object]:
+        return [record["pid"] for record in records if record["msg"] == message]
+
+    made = told("create", "--bundle", str(box.bundle), box.id)
+    pid = box.state()["pid"]
+    assert next(record["msg"] for record in made) == "planned"
+    assert pids(made, "the process is made") == pids(made, "created()") == [pid] != pids(made, "init is started")
+    assert pids(told("start", box.id), "the program runs") == [pid]
+    joined = told("exec", box.id, "true")
+    assert pids(joined, "joins") == [pid] and pids(joined, "the program runs") == pids(joined, "the process is made")
+    assert pids(told("kill", box.id, "KILL"), "signal sent") == [pid]
+    until(lambda: box.status() == "stopped")
+    assert [record["msg"] for record in told("delete", box.id)] == ["removed"]
+    box.gone()
+    box.process["args"] = ["echo", "hi"]
+    box.write()
+    done = box("--debug", "run", "--bundle", str(box.bundle), box.id)
+    assert (done.returncode, done.stdout) == (0, "hi\n")
+    lines = done.stderr.splitlines()
+    assert all(" level=debug msg=" in line for line in lines)
+    assert any('msg="the program has ended"' in line and line.endswith(" status=0") for line in lines)
+
+
 def test_an_id_can_be_used_again(box: Box) -> None:
     """By a container of another bundle, which has nothing of the first."""
     box.config["annotations"] = {"of": "the first"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from pyoci import signals
+from pyoci import log, signals
 from pyoci.errors import WrongState
 from pyoci.state import Store, open_init, status
 
@@ -72,6 +72,8 @@ def _send_to_init(state: State, number: int) -> bool:
         return False
     finally:
         posix.close(descriptor)
+    if log.debugging:
+        log.debug("signal sent", pid=state.pid, signal=number)
     return True
 
 

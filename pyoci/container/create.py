@@ -5,13 +5,13 @@ from __future__ import annotations
 import _socket
 import posix
 
-from pyoci import VERSION
+from pyoci import VERSION, log
 from pyoci.container.perform import Performer
 from pyoci.errors import HookError, PyociError
 from pyoci.host import probe, probe_sources, source_type
 from pyoci.kernel.seccomp import notifies
 from pyoci.kernel.syscalls import numbers
-from pyoci.launch import Session, run_ops, template
+from pyoci.launch import Session, run_ops, tell, template
 from pyoci.options import absolute, read_document
 from pyoci.plan.container import ContainerPlan, PlanOptions, plan_container, root_path
 from pyoci.program import assemble, leading
@@ -178,8 +178,6 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
     missing = ungranted(process.capabilities, host, granted_capabilities(host, user_namespace))
     loose = [name for name in unheld(process.capabilities) if name not in missing]
     if missing or loose:
-        from pyoci import log
-
         left_out = "left out, because they are"
         if missing:
             log.warning(f"/process/capabilities: {left_out} unknown or not ours to give: {', '.join(missing)}")
@@ -281,6 +279,9 @@ class Creation:
             groups = Groups(asked, blueprint.host.resctrl, self.state.id)
             self.state.resctrl = intended(groups.control, groups.monitor, groups.own)
         self.announce()
+        if log.debugging:
+            cgroups = ",".join(dict.fromkeys(self.state.cgroup_paths.values()))
+            log.debug("planned", id=self.state.id, bundle=blueprint.bundle, ops=len(plan.ops), cgroups=cgroups)
         if blueprint.plan_options.notify:
             from pyoci.readiness import Proxy, make
 
@@ -360,10 +361,11 @@ class Creation:
     def _before(self, op: Op) -> None:
         assert self.session is not None
         self.performer(op, self.session)
+        if log.debugging:
+            tell(op)
 
     def undo(self, error: BaseException) -> None:
         """Leave nothing behind; whatever goes wrong here never replaces the first error."""
-        from pyoci import log
         from pyoci.container.teardown import dismantle
 
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posix
 from errno import EBUSY, ENOENT, EOPNOTSUPP
 
+from pyoci import log
 from pyoci.container.perform import write_pid_file
 from pyoci.errors import NotFound, PyociError, WrongState
 from pyoci.host import lacks_home, probe
@@ -169,6 +170,8 @@ def _enter(  # noqa: PLR0913 - what exec has found out
     found: str,
 ) -> int:
     host = probe()
+    if log.debugging:
+        log.debug("joins", id=state.id, pid=state.pid, namespaces=",".join(state.namespaces))
     if process.apparmor_profile or process.selinux_label:
         from pyoci.host import probe_security_modules
 
@@ -291,8 +294,6 @@ def _warn_capabilities(options: ExecOptions, process: Process, host: Host, state
 
     missing = ungranted(asked, host, granted_capabilities(host, state.user_namespace))
     if missing:
-        from pyoci import log
-
         log.warning(f"capabilities left out, because they are unknown or not ours to give: {', '.join(missing)}")
 
 

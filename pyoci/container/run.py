@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posix
 
+from pyoci import log
 from pyoci.container.create import Creation, draw
 from pyoci.errors import PyociError
 
@@ -17,7 +18,6 @@ KILLED = 128 + 9
 
 def _say_memory(cgroup_paths: dict[str, str]) -> None:
     """An exit status of 137 says nothing of who killed it: say so when it was the memory limit."""
-    from pyoci import log
     from pyoci.cgroup.live import oom_kills
 
     try:
@@ -63,6 +63,8 @@ def run(options: CreateOptions) -> int:
     pidfd = posix.pidfd_open(session.pid)
     result = attend(session.pid, pidfd, session.descriptor if session.descriptor >= 0 else None)
     posix.close(pidfd)
+    if log.debugging:
+        log.debug("the program has ended", pid=session.pid, status=result)
     if creation.proxy is not None:
         creation.proxy.finish()
     if result == KILLED:

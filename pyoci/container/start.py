@@ -7,6 +7,7 @@ import posix
 import sys
 from errno import ECONNREFUSED, ENOENT
 
+from pyoci import log
 from pyoci.errors import PyociError, WrongState
 from pyoci.reports import AT_BARRIER, FAILED, REPORT, TEXT_MAX
 from pyoci.state import NO_PROCESS, SOCKET, Store, status
@@ -84,6 +85,8 @@ def _attend(connection: _socket.socket, store: Store, state: State) -> None:
         except ConnectionResetError:
             message = b""
         if not message:
+            if log.debugging:
+                log.debug("the program runs", pid=state.pid)
             return
         kind, index, value, length = REPORT.unpack_from(message)
         if kind == AT_BARRIER:
@@ -127,8 +130,6 @@ def destroy(store: Store, state: State) -> None:
         end(state, False)
         dismantle(store, state)
     except (OSError, PyociError) as second:
-        from pyoci import log
-
         # the hook's failure is the error
         log.warning(f"container {state.id!r}: after a hook of start has failed: {second}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 import select
 
-from pyoci import signals
+from pyoci import log, signals
 from pyoci.errors import PyociError
 from pyoci.state import open_init
 
@@ -52,8 +52,6 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
             stop(state, store.path)
         except PyociError as error:
             # its processes and cgroups are gone, so systemd will notice by itself
-            from pyoci import log
-
             log.warning(f"container {state.id!r}: {error}")
     if poststop and state.hooks.get("poststop"):
         from pyoci.hooks import remembered, run_hooks
@@ -63,6 +61,8 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
         text = dumps(document(state, "stopped")).encode()
         run_hooks("poststop", remembered(state.hooks, "poststop"), text, tolerate=True)
     store.remove()
+    if log.debugging:
+        log.debug("removed", id=state.id, cgroups=",".join(state.cgroup_created))
 
 
 def end(state: State, paused: bool) -> None:
@@ -75,6 +75,8 @@ def end(state: State, paused: bool) -> None:
             signals.send(descriptor, signals.SIGKILL)
         except ProcessLookupError:
             return
+        if log.debugging:
+            log.debug("signal sent", pid=state.pid, signal=int(signals.SIGKILL))
         if paused:
             from pyoci.cgroup.live import thaw
 
