@@ -37,6 +37,26 @@ def test_user_and_groups(box: Box) -> None:
     assert found["Umask"] == "0027"
 
 
+KEEP_GROUPS = "run.oci.keep_original_groups"
+
+
+def test_groups_that_are_kept(box: Box) -> None:
+    """podman's --group-add keep-groups; without the annotation they are taken away."""
+    command = ("grep", "Groups:", "/proc/self/status")
+    box.process["user"] = {"uid": 5, "gid": 6, "additionalGids": [7]}
+    for value, groups in (("1", ["4242", "4343"]), ("0", ["7"])):
+        box.config["annotations"] = {KEEP_GROUPS: value}
+        box.process["args"] = [*command]
+        box.write()
+        done = box("run", "--bundle", str(box.bundle), box.id, extra_groups=[4242, 4343])
+        assert (done.returncode, done.stdout.split()[1:]) == (0, groups), done
+        box.start()
+        assert box.ok("exec", box.id, *command, extra_groups=[4242, 4343]).split()[1:] == groups
+        box.ok("delete", "--force", box.id)
+    box.config["annotations"] = {KEEP_GROUPS: "perhaps"}
+    assert f"/annotations/{KEEP_GROUPS}: must be 0 or 1" in box.refused()
+
+
 def test_root_has_no_groups_of_ours(box: Box) -> None:
     found = status(box)
     assert (found["Groups"], found["Umask"], found["Uid"].split()[0]) == ("", "0022", "0")

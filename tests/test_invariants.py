@@ -111,7 +111,7 @@ def joining(document: dict[str, Any], host: Host, options: PlanOptions) -> Itera
 
     def target() -> join.Target:
         spaces = [entry.type for entry in spec.linux.namespaces]
-        return join.Target(4242, spaces, *join_ops(paths), denies_setgroups=host.euid != 0)
+        return join.Target(4242, spaces, *join_ops(paths), keeps_groups=host.euid != 0)
 
     fds = join.descriptors(options.preserve_fds)
     flags = None if spec.linux.seccomp is None else filter_flags((), notifies(spec.linux.seccomp))

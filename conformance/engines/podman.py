@@ -12,6 +12,7 @@ import podman_checks
 from engine import LIMITS, Engine
 
 UID = 4323
+GROUP = 4324  # another that its user is in
 ULIMITS = f"--ulimit {LIMITS} --ulimit nproc=20000:20000"
 NETWORKS = ("/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns")
 SHIPPED = Path(__file__).parents[2] / "contrib" / "containers.conf.d" / "pyoci.conf"
@@ -145,8 +146,12 @@ class Rootless(Podman):
             (self.folder / name).mkdir(exist_ok=True)
             subprocess.run(["chown", "-R", f"{UID}:{UID}", str(self.folder / name)], check=True)
         (self.folder / "run").chmod(0o700)
+        shared = self.folder / "build" / "shared"
+        shared.write_text("group's\n")
+        shared.chmod(0o640)
+        os.chown(shared, 0, GROUP)
         engine = (
-            f"cd / && setpriv --reuid={UID} --regid={UID} --clear-groups env -i HOME={self.folder}/home"
+            f"cd / && setpriv --reuid={UID} --regid={UID} --groups={GROUP} env -i HOME={self.folder}/home"
             f" USER=pyoci-tester"
             f" XDG_RUNTIME_DIR={self.folder}/run PATH=/usr/sbin:/usr/bin:/bin CONTAINERS_CONF={configuration}"
             f" podman --storage-driver overlay --runtime {self.runtime}"

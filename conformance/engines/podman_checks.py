@@ -166,6 +166,11 @@ ROOTLESS: tuple[Check, ...] = (
     ("read-only", "{run} --read-only {image} touch /x", r"Read-only file system"),
     ("volume", "{run} -v {folder}:/v:ro {image} sh -c 'stat -c %u /v; touch /v/x'", r"^rc=1 0 .*Read-only file system"),
     ("seccomp", "{run} {image} grep Seccomp: /proc/self/status", r"^rc=0 Seccomp:\s*2\b"),
+    ("a group's file", "{run} -v {folder}:/v:ro {image} cat /v/shared", r"^rc=1 .*Permission denied"),
+    ("groups that are kept", "{run} --group-add keep-groups -v {folder}:/v:ro {image} cat /v/shared",
+     r"^rc=0 group's$"),
+    ("by exec, too", "{engine} run -d {options} --group-add keep-groups -v {folder}:/v:ro --name k1 {image} " + LOOP
+     + " && {engine} exec k1 cat /v/shared; {engine} rm -f -t 0 k1", r"^rc=0 \S+ group's\b"),
     ("in the background", "{engine} run -d {options} --name c1 {image} " + LOOP, r"^rc=0\b"),
     ("exec", "{engine} exec c1 echo inside", r"^rc=0 inside\b"),
     ("exec on a terminal", "script -qec \"{engine} exec -it c1 tty\" /dev/null", r"^rc=0 .*/dev/pts/"),

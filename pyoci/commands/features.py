@@ -6,6 +6,8 @@ refused (`spec.unsupported`) is not claimed.  It says what pyoci can do, not wha
 
 from __future__ import annotations
 
+from pyoci.spec.types import KEEP_GROUPS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.cli import Globals, Parsed
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 OCI_VERSION_MIN = "1.0.0"
 # Annotations that change what is done on the host, for engines that take annotations from others (features.md).
-UNSAFE = ("org.systemd.property.", "org.criu.config")
+UNSAFE = ("org.systemd.property.", "org.criu.config", KEEP_GROUPS)
 
 
 def document() -> dict[str, object]:

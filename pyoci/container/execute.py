@@ -15,6 +15,7 @@ from pyoci.options import absolute, read_document
 from pyoci.plan.join import Target, descriptors, may_trace, plan_exec, plan_hook
 from pyoci.program import assemble
 from pyoci.spec.load import load, load_process
+from pyoci.spec.types import keeps_groups
 from pyoci.state import Store, open_init, status
 
 TYPE_CHECKING = False
@@ -146,7 +147,8 @@ def target_of(state: State, paths: Mapping[str, str] | None = None) -> Target:
 
         resctrl = [Op("enter_resctrl", (path.encode(), Ref("pid")), "exec", None, RUNTIME) for path in state.resctrl]
         enter = [*resctrl, *enter]
-    return Target(state.pid, state.namespaces, cgroup, opens, enter, _denies_setgroups(state))
+    keeps = keeps_groups(state.annotations) or _denies_setgroups(state)
+    return Target(state.pid, state.namespaces, cgroup, opens, enter, keeps)
 
 
 def _denies_setgroups(state: State) -> bool:

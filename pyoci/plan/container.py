@@ -25,6 +25,7 @@ from pyoci.plan.paths import HANDLE, close, make_directories, openat2, to_bytes
 from pyoci.plan.process import plan_process
 from pyoci.reports import TERMINAL_MESSAGE
 from pyoci.spec.linux_rules import sysctl_path
+from pyoci.spec.types import keeps_groups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -419,7 +420,7 @@ def _process(
             granted_capabilities(host, user_namespace),
             None if seccomp is None else filter_flags(seccomp.flags, notifies(seccomp)),
             () if process.terminal else host.stdio_pipes,
-            not (user_namespace and ns.denies_setgroups(spec.linux, host)),
+            not (keeps_groups(spec.annotations) or (user_namespace and ns.denies_setgroups(spec.linux, host))),
             _more_variables(options, names),
         )
         if spec.linux.personality or spec.linux.memory_policy:

@@ -41,10 +41,10 @@ class Target:
     namespaces      types of the namespaces that are not the runtime's
     cgroup          v2 directory to be cloned into, or None
     opens, enter    ops that get a process into v1 cgroups, before and after its clone3
-    denies_setgroups  its user namespace has given setgroups(2) up
+    keeps_groups    supplementary groups stay: setgroups(2) is denied there, or the container asks for it
     """
 
-    __slots__ = ("cgroup", "denies_setgroups", "enter", "namespaces", "opens", "pid")
+    __slots__ = ("cgroup", "enter", "keeps_groups", "namespaces", "opens", "pid")
 
     def __init__(
         self,
@@ -53,14 +53,14 @@ class Target:
         cgroup: bytes | None,
         opens: Sequence[Op],
         enter: Sequence[Op],
-        denies_setgroups: bool,
+        keeps_groups: bool,
     ) -> None:
         self.pid = pid
         self.namespaces = tuple(namespaces)
         self.cgroup = cgroup
         self.opens = tuple(opens)
         self.enter = tuple(enter)
-        self.denies_setgroups = denies_setgroups
+        self.keeps_groups = keeps_groups
 
 
 def descriptors(preserve_fds: int) -> dict[str, int]:
@@ -196,7 +196,7 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
         granted_capabilities(host, user_namespace),
         seccomp_flags,
         () if process.terminal else host.stdio_pipes,
-        not target.denies_setgroups,
+        not target.keeps_groups,
     )
     ops += plan.prepare
     score: list[Op] = []
@@ -242,7 +242,7 @@ def plan_hook(  # noqa: PLR0913 - the inputs are these
     envp: object = Vector([entry.encode() for entry in hook.env or ()])
     if process is not None and host is not None:
         granted = granted_capabilities(host, "user" in target.namespaces)
-        plan = plan_process(process, host, granted, seccomp_flags, (), not target.denies_setgroups)
+        plan = plan_process(process, host, granted, seccomp_flags, (), not target.keeps_groups)
         ops += [op for op in plan.prepare if op.origin != ARGS]
         if plan.listener:
             ops.append(Op("close_range", (descriptors(0)["console"], k.UINT_MAX, 0), origin))

@@ -146,7 +146,7 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
     granted        capabilities that can be given at all (bits)
     seccomp_flags  flags for seccomp(2), or None without a filter
     chown_stdio    standard streams that become the user's, so that /dev/stdout can be opened
-    drop_groups    False where setgroups(2) is denied (a user namespace without a privileged map)
+    drop_groups    False where setgroups(2) is denied (a user namespace without a privileged map), or the caller's stay
     more_env       variables that the process gets besides its own
     """
     plan = ProcessPlan()

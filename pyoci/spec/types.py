@@ -32,6 +32,8 @@ __all__ = (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     Json = dict[str, object]
 
 
@@ -392,3 +394,12 @@ class Spec(Value):
         self.hooks = hooks or Hooks()
         self.annotations: dict[str, str] = {} if annotations is None else annotations
         self.linux = linux or Linux()
+
+
+# crun's name, which podman gives it (--group-add keep-groups)
+KEEP_GROUPS = "run.oci.keep_original_groups"
+
+
+def keeps_groups(annotations: Mapping[str, str]) -> bool:
+    """The caller's supplementary groups stay the process's, also those that its user namespace has no ids for."""
+    return annotations.get(KEEP_GROUPS, "") in ("1", "true")

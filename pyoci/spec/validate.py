@@ -11,6 +11,7 @@ from pyoci.kernel import flags
 from pyoci.spec import linux_rules
 from pyoci.spec.linux_rules import PROPAGATIONS, namespace, needs_namespace, new_user_namespace, owned_ids
 from pyoci.spec.read import Report, one_of, shown
+from pyoci.spec.types import KEEP_GROUPS
 from pyoci.spec.unsupported import unsupported, unsupported_process
 
 TYPE_CHECKING = False
@@ -134,9 +135,11 @@ def hooks(spec: Spec, report: Report) -> None:
 
 
 def annotation_names(spec: Spec, report: Report) -> None:
-    """config.md#annotations: keys MUST NOT be an empty string."""
+    """config.md#annotations: keys MUST NOT be an empty string; and the values of those that we know."""
     if "" in spec.annotations:
         report.add("/annotations/", "the name of an annotation must not be empty")
+    if spec.annotations.get(KEEP_GROUPS, "") not in ("", "0", "1", "false", "true"):
+        report.add(f"/annotations/{KEEP_GROUPS}", f"must be 0 or 1, not {shown(spec.annotations[KEEP_GROUPS])}")
 
 
 def hostname(spec: Spec, report: Report) -> None:
