@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -99,6 +100,32 @@ def test_user_namespace_by_path(box: Box, said: bool) -> None:
     assert (box.rootfs / "tmp/mine").stat().st_uid == 100007
     assert box.exec("id", "-u") == "7\n"
     assert box.exec("id", "-u", options=["--user", "0"]) == "0\n"
+
+
+def test_namespaces_of_others_beside_a_user_namespace_by_path(box: Box) -> None:
+    """They are joined with root's rights, which are good for all of them, although its own root has none there."""
+    maps(box)
+    first = box.start("exec sleep 100")
+    box.id = box.new_id()
+    holder = subprocess.Popen(["unshare", "--net", "--ipc", "--uts", "sh", "-c", "echo; exec cat"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    with holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"\n"
+        box.namespace("user", f"/proc/{first}/ns/user")
+        for kind in ("network", "ipc", "uts"):
+            box.namespace(kind, f"/proc/{holder.pid}/ns/{FILES[kind]}")
+        for name in ("hostname",):
+            box.config.pop(name)
+        for kind in ("uid", "gid"):
+            box.linux.pop(f"{kind}Mappings")
+        # nobody but the owners of these namespaces may mount what shows them
+        box.config["mounts"] = [mount for mount in box.config["mounts"] if mount["type"] not in ("sysfs", "mqueue")]
+        pid = box.start("exec sleep 100")
+        assert namespace_of(pid, "user") == namespace_of(first, "user")
+        for kind in ("network", "ipc", "uts"):
+            assert namespace_of(pid, kind) == namespace_of(holder.pid, kind) != namespace_of("self", kind), kind
+        assert f"{namespace_of(holder.pid, 'network')}\n" == box.exec("readlink", "/proc/self/ns/net")
+        holder.stdin.close()  # type: ignore[union-attr]
 
 
 def test_user_namespace_by_path_with_other_mappings(box: Box) -> None:

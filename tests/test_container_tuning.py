@@ -99,6 +99,11 @@ def test_io_priority(box: Box, kind: str, priority: int, shown: str) -> None:  #
     assert box.run("busybox ionice").strip() == shown
 
 
+def test_idle_has_no_priority(box: Box) -> None:  # noqa: F811
+    box.process["ioPriority"] = {"class": "IOPRIO_CLASS_IDLE"}
+    assert box.run("busybox ionice").strip() == "idle"
+
+
 def test_personality(box: Box) -> None:  # noqa: F811
     machine = os.uname().machine
     narrow = {"x86_64": "i686", "aarch64": "armv8l"}[machine]

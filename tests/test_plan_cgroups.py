@@ -281,7 +281,7 @@ def test_pids() -> None:
     assert limits(Resources(pids=Pids(-1)), v1_host()) == ["pids.max max"]
     # clone3 would be refused by a limit of none: it is written when the process is there
     none = plan_cgroups(spec(Resources(pids=Pids(0))), v2_host(), "id")
-    assert texts(none.enter) == ["pids.max 0"]
+    assert texts(none.enter) == ["pids.max 1"]
     # before 1.3 zero was none for everybody
     older = plan_cgroups(spec(Resources(pids=Pids(0)), version="1.0.2-dev"), v2_host(), "id")
     assert (older.enter, len(older.create)) == ([], 3)
@@ -467,7 +467,7 @@ def test_joining() -> None:
 def test_update() -> None:
     resources = Resources(memory=Memory(limit=10, check_before_update=True), pids=Pids(0))
     ops = plan_update(resources, {"": "/a/b"}, ALL_V2)
-    assert texts(ops) == ["check_usage memory.current 10", "memory.max 10", "pids.max 0"]
+    assert texts(ops) == ["check_usage memory.current 10", "memory.max 10", "pids.max 1"]
     assert len(plan_update(resources, {"": "/a/b"}, ALL_V2, "1.2.0")) == 2
     with pytest.raises(ConfigError):
         plan_update(resources, {"": "/a/b"}, ())

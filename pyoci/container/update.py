@@ -27,7 +27,7 @@ def _plan(state: State, resources: Resources) -> list[Op]:
         from pyoci.plan.systemd import plan_unit_update
 
         # systemd writes its own idea of the limits again at every reload: it has to know
-        ops += plan_unit_update(resources, state.unit, state.cgroup_paths)
+        ops += plan_unit_update(resources, state.unit, state.cgroup_paths, state.oci_version)
     return ops + plan_update(resources, state.cgroup_paths, host.cgroup_controllers, state.oci_version)
 
 

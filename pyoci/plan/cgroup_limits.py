@@ -290,7 +290,8 @@ def _pids(limits: Limits, limit: int, zero_pids: bool) -> None:
     if found is not None:
         # A cgroup that may have no process takes none by clone3; one that is there already may stay.
         ops = limits.ops if limit else limits.late
-        ops.append(write(found[0] + "pids.max", _unlimited(limit), at))
+        # 1 and 0 are the same to what is in it, and systemd knows no 0
+        ops.append(write(found[0] + "pids.max", _unlimited(limit) if limit else "1", at))
 
 
 def io_weight(weight: int) -> int:

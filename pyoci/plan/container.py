@@ -177,7 +177,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     ops += ns.open_joined(names)
     if privileged:
         ops += sources
-    ops += ns.join(names)
+    ops += ns.join(names, privileged and host.initial_user_namespace)
     ops.append(ns.clone(names, cgroups.clone_into is not None))
     # -- the container's first process
     ops += ns.id_maps(spec.linux, host, names)

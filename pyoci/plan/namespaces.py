@@ -55,29 +55,37 @@ def open_joined(namespaces: Namespaces) -> list[Op]:
     ]
 
 
-def join(namespaces: Namespaces) -> list[Op]:
-    """setns into each, naming its type so that a wrong one is refused by the kernel; the mount namespace last."""
+def join(namespaces: Namespaces, any_owner: bool) -> list[Op]:
+    """setns into each, naming its type so that a wrong one is refused by the kernel; the mount namespace last.
+
+    any_owner  our rights are those of the initial user namespace, and so for every namespace, whoever owns it
+    """
     order = [type_ for type_ in namespaces.joined if type_ not in ("user", "mount")]
     ops: list[Op] = []
     user = "user" in namespaces.joined
     for type_ in order:
         # With the runtime's privileges first: a namespace may belong to it and not to the user namespace.
-        ops.append(_setns(namespaces, type_, (EPERM,) if user else ()))
+        ops.append(_setns(namespaces, type_, (EPERM,) if user and not any_owner else ()))
     if user:
         ops.append(_setns(namespaces, "user"))
-        ops += [_setns(namespaces, type_) for type_ in order]
+        if not any_owner:
+            ops += [_setns(namespaces, type_) for type_ in order]
     if "mount" in namespaces.joined:
         ops.append(_setns(namespaces, "mount"))
     return ops
 
 
 def _setns(namespaces: Namespaces, type_: str, tolerate: tuple[int, ...] = ()) -> Op:
+    hint = f"the path must be a {type_} namespace"
+    if "user" in namespaces.joined and type_ != "user":
+        index, path = namespaces.joined["user"]
+        hint += f", and without root's rights one that belongs to the user namespace {path} (/linux/namespaces/{index})"
     return Op(
         "setns",
         (Ref(f"ns_{type_}"), k.NAMESPACES[type_]),
         f"/linux/namespaces/{namespaces.joined[type_][0]}/path",
         tolerate=tolerate,
-        hint=f"the path must be a {type_} namespace",
+        hint=hint,
     )
 
 

@@ -173,9 +173,13 @@ def _property(name: str, signature: str, value: object, origin: str) -> Op:
     return Op("unit_property", (name.encode(), show(value, signature).encode()), origin, None, RUNTIME)
 
 
-def plan_unit_update(resources: Resources, unit: str, paths: Mapping[str, str]) -> list[Op]:
+def plan_unit_update(resources: Resources, unit: str, paths: Mapping[str, str], oci_version: str = "") -> list[Op]:
     """The runtime's ops that tell systemd of changed limits; `unit` as the state keeps it, before the files change."""
     ops = [_property(*entry) for entry in limit_properties(resources, "cpu" not in paths and "memory" not in paths)]
+    pids = resources.pids
+    if pids is not None and pids.limit == 0 and (not oci_version or version_of(oci_version) >= (1, 3)):
+        # no further one; create cannot tell systemd so, because its unit has a process before the container has
+        ops.append(_property("TasksMax", "t", 1, RESOURCES + "/pids/limit"))
     if ops:
         ops.append(Op("set_unit", (unit.partition(" ")[2].encode(),), RESOURCES, None, RUNTIME))
     return ops

@@ -202,7 +202,7 @@ PROCESS = Shape(
                 None,
                 "config.md#linux-process",
                 {"class": ("class", text), "priority": ("priority", integer((0, 7)))},
-                ("class", "priority"),
+                ("class",),
             ),
         ),
         "execCPUAffinity": (

@@ -21,6 +21,9 @@ def process(process: Process, where: str, report: Report) -> None:
         kind = process.io_priority.get("class")
         if isinstance(kind, str) and kind not in s.IOPRIO_CLASSES:
             report.add(f"{where}/ioPriority/class", one_of(kind, tuple(s.IOPRIO_CLASSES)))
+        if "priority" not in process.io_priority and kind != "IOPRIO_CLASS_IDLE":
+            # that class has none, and runc asks for none
+            report.add(f"{where}/ioPriority/priority", "is required")
     if process.exec_cpu_affinity:
         for name in ("initial", "final"):
             _list(process.exec_cpu_affinity.get(name), f"{where}/execCPUAffinity/{name}", report)
