@@ -219,4 +219,7 @@ def test_the_daemons_debug_is_ours(docker: Docker) -> None:
     assert "debug" not in quiet
     created, log = debugged(docker, "debugged")
     assert "--debug" in created[: created.index("create")]
-    assert '"level": "debug"' in log or '"level":"debug"' in log, log
+    steps = [json.loads(line) for line in log.splitlines()]
+    assert any(step["level"] == "debug" and step["msg"] == "the process is made" and step["pid"] for step in steps), log
+    # where docs/docker.md says that it is
+    assert "/containerd/daemon/io.containerd.runtime.v2.task/moby/" in created[created.index("--log") + 1]
