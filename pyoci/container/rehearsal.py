@@ -15,6 +15,7 @@ from _struct import Struct
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from pyoci.host import Host
 
@@ -63,17 +64,48 @@ def _create(host: Host, turn: int) -> None:
 
     config = default(cgroup2=turn % 2 == 1)
     config["process"]["terminal"] = False
+    assets: dict[str, bytes] = {}
+    if turn % 4 > 1:
+        _as_engines_do(config)
+        assets["seccomp"] = bytes(8)
     spec = load(dumps(config).encode())
     assert spec.process is not None
     probe_sources(host, spec, "/")
     plan = plan_container(spec, host, PlanOptions("rehearsal", "/", listen=turn % 3 == 0, console="control"))
     warn_capabilities(spec, host)
     ops = plan.ops[leading(plan.ops) :]
-    assemble(ops, template(), host.arch, numbers(host.arch), plan.fds, {})
+    assemble(ops, template(), host.arch, numbers(host.arch), plan.fds, assets)
     state = State("rehearsal", "/", "/", annotations=spec.annotations, cgroup_paths=plan.cgroups.paths)
     State.from_json(loads(dumps(state.to_json()).encode()))
     ops = plan_exec(spec.process, host, Target(1, ["pid", "mount"], None, [], [], False), None, None, 0, spec.linux)
     assemble(ops, template(), host.arch, numbers(host.arch), descriptors(0), {})
+
+
+def _as_engines_do(config: dict[str, Any]) -> None:
+    config["mounts"] += [
+        {"destination": place, "type": "bind", "source": "/", "options": ["bind", "rprivate", "nosuid", "ro"]}
+        for place in ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+    ]
+    config["annotations"] = {"io.container.manager": "rehearsal"}
+    config["linux"]["cgroupsPath"] = "/rehearsal/rehearsal"
+    config["linux"]["resources"] |= {
+        "memory": {"limit": 1 << 30, "swap": 1 << 31},
+        "cpu": {"shares": 1024, "quota": 100000, "period": 100000},
+        "pids": {"limit": 2048},
+    }
+    config["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": 38,
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+        "syscalls": [
+            {"names": [f"name{number}" for number in range(20)], "action": "SCMP_ACT_ALLOW"},
+            {
+                "names": ["personality"],
+                "action": "SCMP_ACT_ALLOW",
+                "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}],
+            },
+        ],
+    }
 
 
 def show_used(descriptor: int) -> None:
