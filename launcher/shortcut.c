@@ -163,7 +163,12 @@ static int read_shortcut(struct container *c)
 
 static int open_container(struct words *words, struct container *c)
 {
-    c->root = kernel(OPENAT, HERE, (long)words->root, O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
+    char last = words->root[length_of(words->root) - 1];
+
+    /* whose link it may be is looked at elsewhere; behind a name that ends so one would be followed */
+    if (last == '/' || last == '.')
+        return 0;
+    c->root = kernel(OPENAT, HERE, (long)words->root, DIRECTORY_FLAGS, 0, 0, 0);
     if (c->root < 0 || !ours(c->root))
         return 0;
     c->directory = kernel(OPENAT, c->root, (long)words->id, DIRECTORY_FLAGS, 0, 0, 0);
@@ -330,7 +335,7 @@ const char *take_shortcut(long argc, char **argv, char **environment)
     }
     if (words.log && *words.log) {
         /* a log that cannot be written is an error even when there is nothing to write */
-        fd = kernel(OPENAT, HERE, (long)words.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644, 0, 0);
+        fd = kernel(OPENAT, HERE, (long)words.log, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0644, 0, 0);
         if (fd < 0)
             return 0;
         kernel(CLOSE, fd, 0, 0, 0, 0, 0);

@@ -23,6 +23,7 @@ LAST = ("creating.json", "state.json")
 ID_MAX = 255  # NAME_MAX: an id is a file name (limits.h)
 ID_START = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-")
 ID_ALLOWED = ID_START | {"."}
+ANYBODY = 0o1002  # mode of a directory like /tmp: writable by others, and sticky
 LOCK_PATIENCE = 30.0  # seconds; a create with slow hooks holds its lock that long
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 
@@ -237,16 +238,36 @@ def _remove_directory(name: str, dir_fd: int) -> None:
     posix.rmdir(name, dir_fd=dir_fd)
 
 
+def open_unplanted(path: str, flags: int, mode: int = 0o777) -> int:
+    """open(2), but not of a link that somebody else has left in a directory like /tmp: what the kernel does where
+    fs.protected_symlinks is on (proc(5)), which it is not by itself."""
+    try:
+        return posix.open(path, flags | posix.O_NOFOLLOW, mode)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+    link = posix.stat(path, follow_symlinks=False)
+    above = posix.stat(path.rpartition("/")[0] or ("/" if path.startswith("/") else "."))
+    if (
+        link.st_mode & 0o170000 == 0o120000
+        and above.st_mode & ANYBODY == ANYBODY
+        and link.st_uid not in (posix.geteuid(), above.st_uid)
+    ):
+        whose = f"that user {link.st_uid} has left in a directory of everybody's"
+        raise PyociError(f"{path}: a link {whose} is not followed")
+    return posix.open(path, flags, mode)
+
+
 def _open_root(root: str, make: bool) -> int:
     """The directory of all containers, which nobody else can write to: what is in it decides what delete kills."""
     flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
     try:
-        fd = posix.open(root, flags)
+        fd = open_unplanted(root, flags)
     except FileNotFoundError:
         if not make:
             raise
         _make_directories(root)
-        fd = posix.open(root, flags)
+        fd = open_unplanted(root, flags)
     except OSError as error:
         raise PyociError(f"open {root}: {_words(error)}") from None
     try:

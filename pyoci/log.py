@@ -60,8 +60,11 @@ def configure(path: str = "", form: str = "text", level: str = "warning") -> Non
         _system = SystemLog(kind, rest)
         path = ""
     if path:
+        from pyoci.directory import open_unplanted
+
         try:
-            _descriptor = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC, 0o644)
+            flags = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC
+            _descriptor = open_unplanted(path, flags, 0o644)
         except OSError as error:
             from pyoci.kernel.errnos import words
 

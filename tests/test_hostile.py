@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(pyoci.__file__).parent
 BUSYBOX = Path("/bin/busybox")
 COMMAND = [sys.executable, "-I", "-S", "-X", "utf8", "-c", START, str(PACKAGE.parent), ""]
+INSTALLED = Path(sys.executable).parent / "pyoci"
 APPLETS = ("sh", "cat", "ls", "id", "true", "sleep", "touch", "mkdir", "readlink", "grep", "pwd", "wc", "echo", "stat")
 NAMESPACES = ("pid", "network", "ipc", "uts", "mount")
 DEV = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}
@@ -1092,3 +1093,36 @@ def test_directory_of_images_that_somebody_has_prepared(tmp_path: Path, what: st
         os.close(folder)
     assert json.loads(place.read_text()) == ["a", "b", "c"]
     assert canary.read_text() == "canary" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("launched", [True, False], ids=["launcher", "interpreter"])
+@pytest.mark.parametrize("slash", ["", "/", "/."])
+def test_link_that_somebody_left_in_tmp(bundle: Bundle, launched: bool, slash: str) -> None:
+    """As with fs.protected_symlinks, which no kernel has on by itself: root's states and its log are not elsewhere."""
+    command = [str(INSTALLED)] if launched else COMMAND
+    if launched and not INSTALLED.exists():
+        pytest.skip("the launcher is not installed")
+    shared, theirs = bundle.folder / "shared", bundle.canary
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for name, target in (("states", theirs), ("log", theirs / "file"), ("new", theirs / "new")):
+        (shared / name).symlink_to(target)
+        os.lchown(shared / name, 1234, 1234)
+    (shared / "own").symlink_to(bundle.folder / "own")
+    (bundle.folder / "own").mkdir()
+
+    def call(*words: str) -> tuple[int, str]:
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=30)
+        return done.returncode, done.stderr
+
+    why = "a link that user 1234 has left in a directory of everybody's is not followed"
+    refused = (1, f"pyoci: {shared}/states: {why}\n")
+    for words in (("delete", "--force", "directory"), ("start", "directory"), ("list",), ("delete", "--force", "none")):
+        code, error = call("--root", f"{shared}/states{slash}", *words)
+        assert (code, error) == refused or (code != 0 and "permission denied" in error), error
+    for name in ("log", "new"):
+        code, error = call("--log", f"{shared}/{name}", "--root", str(bundle.states), "delete", "--force", "none")
+        assert code != 0 and ("is not followed" in error or "permission denied" in error), error
+    bundle.untouched()
+    assert call("--root", f"{shared}/own{slash}", "delete", "--force", "none") == (0, "")
+    assert call("--root", f"{shared}/own{slash}", "list") == (0, "")
