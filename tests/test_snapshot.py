@@ -116,6 +116,35 @@ def test_a_life_without_an_interpreter(kept: Kept) -> None:
     assert "no-such-program" in kept.refused_with(["no-such-program"])
 
 
+# Kernel calls of a `run` by who makes them, without cgroups, whose number is the machine's.  The launcher makes one more
+# for each file of the package, and a few for each mapping, of which other releases of CPython have more.
+CALLS = {"launcher": 420, "interpreter": 145, "stage": 85, "init": 265}
+
+
+def test_kernel_calls_of_a_run(kept: Kept) -> None:
+    """A budget: one call more is a decision that shows up here."""
+    kept.take()
+    kept.python(False)
+    kept.process["args"] = ["/bin/true"]
+    kept.write()
+    files = sum(path.is_file() and "__pycache__" not in path.parts for path in kept.package.rglob("*"))
+    trace = kept.folder / "trace"
+    command = kept.command("--cgroup-manager", "disabled", "run", "--bundle", str(kept.bundle), kept.id)
+    subprocess.run(["strace", "-f", "-o", str(trace), *command], check=True, stdin=subprocess.DEVNULL)
+    calls: dict[str, list[str]] = {}
+    for line in trace.read_text().splitlines():
+        pid, text = line.split(None, 1)
+        if match := re.match(r"(\w+)\(", text):
+            calls.setdefault(pid, []).append(match[1])
+    first, *others = calls.values()
+    resumed = first.index("arch_prctl") + 1
+    others.sort(key=len)
+    found = {"launcher": resumed - files, "interpreter": len(first) - resumed}
+    found |= dict(zip(("stage", "init"), map(len, others), strict=True))
+    assert all(found[who] <= most for who, most in CALLS.items()), found
+    assert all(found[who] > most * 0.7 for who, most in CALLS.items()), f"the budget is too large by now: {found}"
+
+
 def test_the_environment_is_this_commands() -> None:
     """Python's, and the C library's as soon as anybody can ask it; but for what decides which code is loaded."""
     program = """
