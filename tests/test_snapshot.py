@@ -116,8 +116,8 @@ def test_a_life_without_an_interpreter(kept: Kept) -> None:
     assert "no-such-program" in kept.refused_with(["no-such-program"])
 
 
-# Kernel calls of a `run` by who makes them, without cgroups: their number is the machine's.  The launcher makes one more
-# for each file of the package, and a few for each mapping, of which other releases of CPython have more.
+# Kernel calls of a `run` by who makes them, without cgroups: their number is the machine's.  The launcher makes one
+# more for each file of the package, and a few for each mapping, of which other releases of CPython have more.
 CALLS = {"launcher": 420, "interpreter": 145, "stage": 85, "init": 265}
 
 
