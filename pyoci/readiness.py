@@ -113,7 +113,7 @@ class Proxy:
 
         self.lock = _thread.allocate_lock()
         # A signal is for whoever waits for it: the thread is born with all of them blocked.
-        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, 65))
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
         try:
             _thread.start_new_thread(self._for_ever, ())
         finally:

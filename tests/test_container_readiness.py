@@ -59,9 +59,8 @@ class Manager:
 
     def popen(self, *args: str, **more: Any) -> subprocess.Popen[str]:
         null = subprocess.DEVNULL
-        child = subprocess.Popen(
-            self.box.command(*args), stdin=null, stdout=null, stderr=null, text=True, env=self.environment, **more
-        )
+        streams: dict[str, Any] = {"stdin": null, "stdout": null, "stderr": null} | more
+        child = subprocess.Popen(self.box.command(*args), text=True, env=self.environment, **streams)
         self.box.others.append(child)
         return child
 
@@ -112,9 +111,9 @@ class TestContainers:
     def test_run_passes_on_as_long_as_it_runs(self, box: Box, manager: Manager) -> None:  # noqa: F811
         box.process["args"] = ["sh", "-c", "say 'READY=1\nNOTIFYACCESS=all'; say STOPPING=1; say MAINPID=5; exit 7"]
         box.write()
-        run = manager.popen("run", "--bundle", str(box.bundle), box.id)
+        run = manager.popen("run", "--bundle", str(box.bundle), box.id, stderr=subprocess.PIPE)
         assert [manager.said(), manager.said()] == [["READY=1"], ["STOPPING=1"]]
-        assert run.wait(LIMIT) == 7
+        assert (run.communicate(timeout=LIMIT)[1], run.returncode) == ("", 7)
         assert manager.silent()
         box.gone()
 
