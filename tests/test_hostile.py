@@ -567,6 +567,28 @@ def test_tracer_gains_nothing_of_exec(bundle: Bundle, filtered: str, terminal: b
     assert (lines[0], lines[1:-1]) == ("ready", [])
 
 
+@pytest.mark.parametrize("change", ["", "noNewPrivileges", "capability", "filter"])
+def test_tracer_before_start(bundle: Bundle, change: str) -> None:
+    """The first process keeps CAP_SYS_ADMIN until it may load its filter: nobody who may trace it is let in before."""
+    bundle.process["noNewPrivileges"] = change == "noNewPrivileges"
+    held = ["CAP_KILL" if change == "capability" else "CAP_SYS_PTRACE"]
+    bundle.process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), held)
+    if change != "filter":
+        bundle.config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    bundle.process["args"] = ["/bin/sleep", "100"]
+    bundle.write()
+    name = bundle.name()
+    assert bundle.call("create", name).returncode == 0
+    done = bundle.call("exec", name, "/bin/grep", "CapPrm", "/proc/1/status")
+    if change:
+        assert done.returncode == 0, done
+    else:
+        assert (done.returncode, done.stdout) == (255, "") and "cannot exec in a created container" in done.stderr, done
+        assert bundle.call("start", name).returncode == 0
+        done = bundle.call("exec", name, "/bin/grep", "CapPrm", "/proc/1/status")
+        assert done.stdout.split() == ["CapPrm:", "0000000000080000"], done
+
+
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not condition():

@@ -54,6 +54,8 @@ def exec_(options: ExecOptions) -> int:
             spec = load(store.read("config.json"), checked=True)
         except FileNotFoundError:
             raise NotFound(store.id) from None  # it has been deleted since
+        if found == "created":
+            _check_created(state, spec)
         process = _process(options, spec)
         paths = None
         if options.cgroups:
@@ -160,6 +162,21 @@ def _denies_setgroups(state: State) -> bool:
         return read(f"/proc/{state.pid}/setgroups").startswith(b"deny")
     except OSError:
         return False
+
+
+def _check_created(state: State, spec: Spec) -> None:
+    """A first process that waits for start keeps CAP_SYS_ADMIN where its filter takes that to load: who may trace it
+    would have it."""
+    from pyoci.kernel.seccomp import notifies
+
+    process, seccomp = spec.process, spec.linux.seccomp
+    if process is None or seccomp is None or process.no_new_privileges or notifies(seccomp):
+        return
+    if may_trace(state.namespaces, process):
+        raise WrongState(
+            "cannot exec in a created container with CAP_SYS_PTRACE, a seccomp filter and neither a user namespace nor"
+            " noNewPrivileges: its first process could be taken over before it has given CAP_SYS_ADMIN up; start it"
+        )
 
 
 def _enter(  # noqa: PLR0913 - what exec has found out

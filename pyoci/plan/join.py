@@ -103,6 +103,9 @@ def enter(target: Target, origin: str, by_root: bool, unseen: bool = False) -> l
             flags |= k.NAMESPACES[type_]
     if flags:
         ops.append(Op("setns", (Ref("container"), flags), origin))
+    elif by_root:
+        # that was the container's process then, and no later one with its number; setns would say so, too
+        ops.append(Op("pidfd_send_signal", (Ref("container"), 0, 0, 0), origin))
     if by_root:
         ops += [Op("fchdir", (Ref("rootfs"),), origin), Op("chroot", (b".",), origin), close("rootfs", origin)]
     arguments = Struct("clone_args", flags=k.CLONE_PARENT)
