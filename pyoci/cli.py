@@ -279,14 +279,15 @@ class Globals:
         self.rootless = rootless
 
 
-def parse(flags: Sequence[Flag], argv: Sequence[str], stop: bool) -> Parsed:
-    """Read `argv`; with `stop`, everything from the first argument on is arguments.  UsageError says what is wrong."""
+def parse(flags: Sequence[Flag], argv: Sequence[str], stop: bool, parsed: Parsed | None = None) -> Parsed:
+    """Read `argv`; with `stop`, everything from the first argument on is arguments.  UsageError says what is wrong, and
+    `parsed` holds what came before it."""
     known: dict[str, Flag] = {}
     for flag in flags:
         known[flag[0]] = flag
         if flag[1]:
             known[flag[1]] = flag
-    parsed = Parsed()
+    parsed = parsed or Parsed()
     index = 0
     while index < len(argv):
         word = argv[index]
@@ -343,11 +344,14 @@ def main(argv: list[str]) -> int:
     """
     debug = "--debug" in argv or "-debug" in argv
     name = ""
+    given = Parsed()
     try:
-        given = parse(GLOBAL, argv, True)
-        form = given.text("log-format", "text")
-        debug = given.flag("debug") or given.text("log-level") == "debug"
-        log.configure(given.text("log"), form, "debug" if debug else given.text("log-level", "warning"))
+        try:
+            parse(GLOBAL, argv, True, given)
+        finally:  # who gave us a log finds there what is wrong with the flags behind it
+            debug = given.flag("debug") or given.text("log-level") == "debug"
+            level = "debug" if debug else given.text("log-level", "warning")
+            log.configure(given.text("log"), given.text("log-format", "text"), level)
         if given.flag("version"):
             from pyoci.commands.version import show
 

@@ -31,7 +31,10 @@ _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLO
 def check_id(id: str) -> None:
     """PyociError unless `id` is a name for a container: no path, nothing hidden, nothing to escape."""
     if not id or len(id) > ID_MAX or id[0] not in ID_START or not ID_ALLOWED.issuperset(id):
-        raise PyociError(f"container {id[:300]!r}: invalid container ID format")
+        raise PyociError(
+            f"container {id[:300]!r}: invalid container ID format: it takes letters, digits, _, +, - and . (not as the"
+            f" first), {ID_MAX} characters at most"
+        )
 
 
 def default_root() -> str:
@@ -213,6 +216,13 @@ class Directory:
 
     def remove(self) -> None:
         """Remove the directory with all that is in it, the state last: killed on the way, delete can be repeated."""
+        try:
+            self._remove()
+        except OSError as error:
+            raise PyociError(f"container {self.id!r}: remove {self.path}: {_words(error)}") from None
+        self.close()
+
+    def _remove(self) -> None:
         names = posix.listdir(self.fd)
         names.sort(key=lambda name: name in LAST)
         for name in names:
@@ -224,7 +234,6 @@ class Directory:
                 _remove_directory(name, self.fd)
         if self._at_path():
             posix.rmdir(self.id, dir_fd=self.root_fd)
-        self.close()
 
 
 def _remove_directory(name: str, dir_fd: int) -> None:
@@ -269,7 +278,7 @@ def _open_root(root: str, make: bool) -> int:
         _make_directories(root)
         fd = open_unplanted(root, flags)
     except OSError as error:
-        raise PyociError(f"open {root}: {_words(error)}") from None
+        raise PyociError(f"open {root}: {_words(error)}; states are kept in this directory (--root)") from None
     try:
         _check_owner(fd, root)
     except BaseException:

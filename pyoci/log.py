@@ -38,15 +38,11 @@ def configure(path: str = "", form: str = "text", level: str = "warning") -> Non
     it, `path` may be file:PATH, syslog:NAME or journald:NAME.
     """
     global _descriptor, _json, _level, _system, debugging  # noqa: PLW0603
-    if form not in FORMATS:
-        raise PyociError(f"invalid log-format: {form}")
-    if level not in LEVELS:
-        raise PyociError(f"invalid log-level: {level} (one of {', '.join(LEVELS)})")
     if _descriptor >= 0:
         posix.close(_descriptor)
     _descriptor = -1
     _json = form == "json"
-    _level = LEVELS[level]
+    _level = LEVELS.get(level, LEVELS["warning"])
     debugging = _level == LEVELS["debug"]
     if _system is not None:
         _system.close()
@@ -69,6 +65,10 @@ def configure(path: str = "", form: str = "text", level: str = "warning") -> Non
             from pyoci.kernel.errnos import words
 
             raise PyociError(f"cannot open the log: open {path}: {words(error.errno or 0)}") from None
+    if form not in FORMATS:
+        raise PyociError(f"invalid log-format: {form} (one of {', '.join(FORMATS)})")
+    if level not in LEVELS:
+        raise PyociError(f"invalid log-level: {level} (one of {', '.join(LEVELS)})")
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -77,7 +77,7 @@ def parse(text: str) -> int:
             number = start + int(digits) if sign == "+" else start - int(digits)
             if RTMIN <= number <= RTMAX:
                 return number
-    raise PyociError(f'unknown signal "{text}"')
+    raise PyociError(f'unknown signal "{text}": signals are names, as TERM or RTMIN+1, and numbers from 0 to {RTMAX}')
 
 
 def name(number: int) -> str:

@@ -202,7 +202,10 @@ class Store(Directory):
         try:
             return State.from_json(loads(data))
         except ValueError as error:
-            raise PyociError(f"container {self.id!r}: {self.path}/{name} is damaged: {error}") from None
+            raise PyociError(
+                f"container {self.id!r}: {self.path}/{name} is damaged: {error}; if it cannot be restored, end the"
+                f" container's processes and remove {self.path}"
+            ) from None
 
     def save(self, state: State) -> None:
         """Replace what is remembered, all or nothing."""

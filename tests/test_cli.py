@@ -117,6 +117,15 @@ def test_failures_are_one_line(tmp_path: Path, capfd: Capture, argv: list[str], 
     assert shown.out == ""
 
 
+@pytest.mark.parametrize("argv", [["--nope", "list"], ["--log-format", "xx", "list"], ["--log-level", "loud", "list"]])
+def test_the_log_gets_what_is_wrong_with_the_flags_behind_it(tmp_path: Path, capfd: Capture, argv: list[str]) -> None:
+    file = tmp_path / "log"
+    assert main(["--log", str(file), *argv]) == 1
+    message = capfd.readouterr().err.removeprefix("pyoci: ").strip()
+    assert message and file.read_text().count("\n") == 1
+    assert f'msg="{message}"' in file.read_text()
+
+
 def test_delete_force_of_nothing_succeeds(tmp_path: Path, capfd: Capture) -> None:
     assert main(["--root", str(tmp_path), "delete", "--force", "nope"]) == 0
     assert capfd.readouterr().err == ""

@@ -159,7 +159,7 @@ def test_delete_of_what_runs(root: Root) -> None:
     root.add("c1")
     status, _, err = root("delete", "c1")
     assert status == 1
-    assert err == "pyoci: cannot delete container c1 that is not stopped: running\n"
+    assert err == "pyoci: cannot delete container c1 that is not stopped: running; kill it first, or use --force\n"
     assert root.processes[0].poll() is None
     assert root("delete", "-f", "c1") == (0, "", "")
     assert ended(root) == -signal.SIGKILL
@@ -395,6 +395,9 @@ def test_pause_and_resume(root: Root, cgroup: dict[str, str]) -> None:
     assert "PID" in head
     assert "sleep 100" in line
     assert root("ps", "c1", "-o", "pid,args")[1].splitlines()[1].split() == [str(state.pid), "sleep", "100"]
+    status, out, err = root("ps", "c1", "--nonsense")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("pyoci: ps --nonsense: ") and err.endswith(" (exit status 1)\n")
 
 
 @pytest.mark.root

@@ -46,6 +46,14 @@ def test_all_are_new(box: Box, users: bool) -> None:
         assert (namespace_of(pid, kind) == namespace_of("self", kind)) == (kind == "user" and not users), kind
 
 
+def test_a_fifo_is_no_namespace_and_nobody_waits_for_its_writer(box: Box) -> None:
+    fifo = box.folder / "fifo"
+    os.mkfifo(fifo)
+    box.namespace("ipc", str(fifo))
+    error = box.refused()
+    assert f"/path: setns(@ns_ipc, CLONE_NEWIPC): invalid argument; {fifo} must be a namespace of type ipc" in error
+
+
 def test_none_but_mount(box: Box) -> None:
     box.linux["namespaces"] = [{"type": "mount"}]
     box.config.pop("hostname")

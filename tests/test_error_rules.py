@@ -94,6 +94,11 @@ FILTER = {"defaultAction": "SCMP_ACT_ALLOW"}
 # (pointer that the error names, part of what it says, change)
 ERRORS: dict[str, tuple[str, str, Change]] = {
     "a property that cannot be applied": ("/linux/sysctl", "", put("/linux/sysctl", {"net.no.such": "1"})),
+    "a value that cannot be applied": (
+        "/linux/sysctl/net.ipv4.ip_forward", "the kernel does not take this value", put(
+            "/linux/sysctl", {"net.ipv4.ip_forward": "x"})),
+    "a mount below a file": ("/mounts/", "on the way to the destination", lambda box: box.mount(
+        "/bin/busybox/x", "tmpfs", "tmpfs")),
     "an environment that cannot be made": (
         "/mounts", "", lambda box: box.mount("/x", "no-such-fs", "none")),
     "ociVersion": ("/ociVersion", "is not a SemVer", put("/ociVersion", "invalid")),

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from containers import CGROUPS, COMMAND, LIMIT, Box, box, needed  # noqa: F401 - a fixture
+from containers import CGROUPS, COMMAND, LIMIT, Box, box, needed, until  # noqa: F401 - a fixture
 from odd import refused, works
 
 pytestmark = [*needed, pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")]
@@ -138,6 +138,18 @@ def test_procfs_that_shows_less(box: Box, option: str) -> None:  # noqa: F811
 )
 def test_a_state_directory_that_cannot_be(box: Box, how: str, words: str) -> None:  # noqa: F811
     assert words in refused(box, how, root=False)
+
+
+def test_delete_where_states_are_read_only(box: Box) -> None:  # noqa: F811
+    box.start("exit 0")
+    until(lambda: box.status() == "stopped")
+    how = 'mount --bind "$0" "$0"; mount -o remount,bind,ro "$0"; exec "$@"'
+    unshare = ["unshare", "-m", "--propagation", "private", "sh", "-ec", how, str(box.states)]
+    for words in (("delete", box.id), ("delete", "--force", box.id)):
+        command = [*unshare, *box.command(*words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
+        said = f"pyoci: container '{box.id}': remove {box.states}/{box.id}: read-only file system\n"
+        assert (done.returncode, done.stderr) == (1, said)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import posix
 from time import monotonic
 
 from pyoci.errors import PyociError
+from pyoci.kernel.errnos import words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Bus:
             except TimeoutError:
                 refused.append(f"{where}: no answer within {TIMEOUT:g} s")
             except OSError as error:
-                refused.append(f"{where}: {(error.strerror or str(error)).lower()}")
+                refused.append(f"{where}: {words(error.errno or 0)}")
             else:
                 self.direct = direct
                 return connection
@@ -166,7 +167,7 @@ class Bus:
             )
         if isinstance(error, ConnectionError):
             return PyociError(f"--systemd-cgroup: systemd closed the connection before it answered {what}")
-        return PyociError(f"--systemd-cgroup: {what}: {error.strerror}")
+        return PyociError(f"--systemd-cgroup: {what}: {words(error.errno or 0)}")
 
 
 def connect(instance: str) -> Bus:

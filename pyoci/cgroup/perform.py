@@ -142,10 +142,15 @@ def _check_fitness(path: bytes, origin: str) -> None:
     shown = path.decode("utf-8", "replace")
     found = [pid for pid in look(path + b"/cgroup.procs").split() if pid != b"0"]
     if found or b"populated 1" in look(path + b"/cgroup.events"):
-        raise PyociError(f"{origin}: the container's cgroup {shown} is not empty: {_processes(found)}")
+        raise PyociError(
+            f"{origin}: the container's cgroup {shown} is not empty: {_processes(found)}; end them, or give"
+            " another linux.cgroupsPath"
+        )
     stopped = look(path + b"/freezer.state").strip() not in (b"", b"THAWED")
     if stopped or look(path + b"/cgroup.freeze").strip() == b"1":
-        raise PyociError(f"{origin}: the container's cgroup {shown} is frozen")
+        raise PyociError(
+            f"{origin}: the container's cgroup {shown} is frozen; thaw it, or give another linux.cgroupsPath"
+        )
 
 
 def enable(path: bytes, required: list[bytes], wanted: list[bytes], origin: str) -> None:

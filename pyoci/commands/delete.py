@@ -52,7 +52,8 @@ def delete(store: Store, force: bool) -> None:
         return
     found = status(store, state)
     if found in ("running", "paused") and not force:
-        raise WrongState(f"cannot delete container {state.id} that is not stopped: {found}")
+        hint = "kill it first, or use --force"
+        raise WrongState(f"cannot delete container {state.id} that is not stopped: {found}; {hint}")
     from pyoci.container.teardown import dismantle, end
 
     end(state, found == "paused")

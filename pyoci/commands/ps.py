@@ -60,8 +60,9 @@ def _number(word: bytes) -> int:
 
 
 def listing(args: list[str]) -> bytes:
-    """What ps(1) prints."""
+    """What ps(1) prints.  PyociError has the first line of what it says instead."""
     reader, writer = posix.pipe2(posix.O_CLOEXEC)
+    said = posix.memfd_create("ps", posix.MFD_CLOEXEC)
     pid = 0
     for path in WHERE:
         try:
@@ -69,7 +70,7 @@ def listing(args: list[str]) -> bytes:
                 path,
                 ["ps", *args],
                 posix.environ,
-                file_actions=[(posix.POSIX_SPAWN_DUP2, writer, 1)],
+                file_actions=[(posix.POSIX_SPAWN_DUP2, writer, 1), (posix.POSIX_SPAWN_DUP2, said, 2)],
                 setsigdef=RESET,
             )
             break
@@ -82,6 +83,9 @@ def listing(args: list[str]) -> bytes:
     while piece := posix.read(reader, 65536):
         pieces.append(piece)
     posix.close(reader)
-    if posix.waitpid(pid, 0)[1] != 0:
-        raise PyociError(f"ps: {' '.join(args)}: failed")
+    status = posix.waitstatus_to_exitcode(posix.waitpid(pid, 0)[1])
+    first = posix.pread(said, 4096, 0).strip().partition(b"\n")[0].decode("utf-8", "backslashreplace")
+    posix.close(said)
+    if status != 0:
+        raise PyociError(f"ps {' '.join(args)}: {first or 'failed'} (exit status {status})")
     return b"".join(pieces)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EINVAL, EMFILE, ENFILE, ENOENT, EPERM
+from errno import EACCES, EINVAL, EMFILE, ENFILE, ENOENT, ENOTDIR, EPERM
 
 from pyoci.errors import OPEN_FILES
 from pyoci.kernel.capabilities import CAPABILITIES
@@ -51,6 +51,12 @@ def advise(op: Op, number: int, root: str = "") -> str:
         return UNLIKE
     if number == ENOENT and op.call == "openat" and op.args[1] == b"/dev/null":
         return "the host has none: mknod -m 666 /dev/null c 1 3"
+    if number == ENOTDIR and op.call in ("openat2", "mkdirat") and op.origin.startswith("/mounts/"):
+        return "something on the way to the destination is a file in the container's root, and no directory"
+    if op.origin.startswith("/linux/sysctl/"):
+        return _parameter(op, number)
+    if number == ENOENT and op.origin == "/process/cwd":
+        return "the container has no such directory"
     if number == EPERM:
         return _capability(op)
     if number == EACCES and root and op.args[:1] == (Ref("rootfs"),):
@@ -69,6 +75,14 @@ def _capability(op: Op) -> str:
     if need and not effective() >> CAPABILITIES[need] & 1:
         return f"this needs {need}, which pyoci has not been given"
     return ""
+
+
+def _parameter(op: Op, number: int) -> str:
+    if number == ENOENT:
+        return "this kernel has no such parameter, or its module is not loaded"
+    if number == EINVAL:
+        return "the kernel does not take this value"
+    return _capability(op) if number == EPERM else ""
 
 
 def _map(op: Op) -> str:

@@ -61,7 +61,9 @@ def read_config(bundle: str, name: str = "") -> bytes:
         return read_document(path, path, regular=True)
     except PyociError as error:
         if isinstance(error.__context__, FileNotFoundError):
-            raise PyociError(f"JSON specification file {name or CONFIG} not found: {error}") from None
+            raise PyociError(
+                f"JSON specification file {name or CONFIG} not found: {error}; pyoci spec writes one into the bundle"
+            ) from None
         raise
 
 

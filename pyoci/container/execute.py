@@ -10,13 +10,13 @@ from pyoci.container.perform import write_pid_file
 from pyoci.errors import NotFound, PyociError, WrongState
 from pyoci.host import lacks_home, probe
 from pyoci.kernel.syscalls import numbers
-from pyoci.launch import Failure, Session, perform_write, template
+from pyoci.launch import Died, Failure, Session, perform_write, template
 from pyoci.options import absolute, read_document
 from pyoci.plan.join import Target, descriptors, may_trace, plan_exec, plan_hook
 from pyoci.program import assemble
 from pyoci.spec.load import load, load_process
 from pyoci.spec.types import keeps_groups
-from pyoci.state import Store, open_init, status
+from pyoci.state import Store, alive, open_init, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -275,6 +275,8 @@ def _enter(  # noqa: PLR0913 - what exec has found out
             session.abandon()
             if isinstance(error, Failure) and paths is None and error.errno in ELSEWHERE and _for_cgroup(error.op):
                 raise Elsewhere(str(error)) from None
+            if isinstance(error, (Failure, Died)) and not alive(state):
+                raise WrongState("cannot exec in a stopped container") from None
             from pyoci.container.failure import explained
 
             raise explained(error, state.cgroup_paths, root=f"/proc/{state.pid}/root") from None

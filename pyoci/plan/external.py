@@ -141,7 +141,7 @@ def external_ops(mounts: list[External]) -> list[Op]:
             ops.append(Op("mkdirat", (Ref("outside"), label, 0o700), origin))
         else:
             ops.append(Op("mknodat", (Ref("outside"), label, S_IFREG | 0o600, 0), origin))
-        hint = f"the source {mount.source} is on the host"
+        hint = f"the source {mount.source} must be there on the host"
         ops.append(Op("open_tree", (k.AT_FDCWD, to_bytes(mount.top), CLONE), origin, "tree", hint=hint))
         if mount.attributes is not None:
             # how changes of the host's reach it is config.json's as well

@@ -155,7 +155,7 @@ def _attributes(plan: MountPlan, tree: str, options: MountOptions, origin: str, 
 
 def _clone(index: int, source: str, options: MountOptions) -> Op:
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | (k.AT_RECURSIVE if options.recursive else 0)
-    hint = f"the source {source} is on the host"
+    hint = f"the source {source} must be there on the host"
     return Op("open_tree", (k.AT_FDCWD, to_bytes(source), flags), f"/mounts/{index}", f"source{index}", hint=hint)
 
 

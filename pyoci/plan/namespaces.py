@@ -42,11 +42,13 @@ class Namespaces:
 
 
 def open_joined(namespaces: Namespaces) -> list[Op]:
-    """`@ns_TYPE` for every namespace given by path, while paths still mean the runtime's."""
+    """`@ns_TYPE` for every namespace given by path, while paths still mean the runtime's.
+
+    O_NONBLOCK, because a path by mistake may be that of a FIFO, and nobody waits for its writer."""
     return [
         Op(
             "openat",
-            (k.AT_FDCWD, path.encode(), k.O_RDONLY | k.O_CLOEXEC),
+            (k.AT_FDCWD, path.encode(), k.O_RDONLY | k.O_NONBLOCK | k.O_CLOEXEC),
             f"/linux/namespaces/{index}/path",
             f"ns_{type_}",
         )
@@ -76,14 +78,15 @@ def join(namespaces: Namespaces, any_owner: bool) -> list[Op]:
 
 
 def _setns(namespaces: Namespaces, type_: str, tolerate: tuple[int, ...] = ()) -> Op:
-    hint = f"the path must be a {type_} namespace"
+    index, path = namespaces.joined[type_]
+    hint = f"{path} must be a namespace of type {type_}"
     if "user" in namespaces.joined and type_ != "user":
-        index, path = namespaces.joined["user"]
-        hint += f", and without root's rights one that belongs to the user namespace {path} (/linux/namespaces/{index})"
+        user, owner = namespaces.joined["user"]
+        hint += f", and without root's rights one that belongs to the user namespace {owner} (/linux/namespaces/{user})"
     return Op(
         "setns",
         (Ref(f"ns_{type_}"), k.NAMESPACES[type_]),
-        f"/linux/namespaces/{namespaces.joined[type_][0]}/path",
+        f"/linux/namespaces/{index}/path",
         tolerate=tolerate,
         hint=hint,
     )
