@@ -89,6 +89,8 @@ def test_false_takes_a_switch_back() -> None:
         (["frobnicate"], 3, "No help topic for 'frobnicate'"),
         (["run", "--nope", "c"], 1, "Incorrect Usage: flag provided but not defined: -nope"),
         (["--nope"], 1, "Incorrect Usage: flag provided but not defined: -nope"),
+        (["run", "--systemd-cgroup", "c"], 1, "not defined: -systemd-cgroup; it goes before the command"),
+        (["--bundle", ".", "run", "c"], 1, "not defined: -bundle; it goes behind the command (create, run, restore"),
         (["run"], 1, 'Incorrect Usage: "run" requires exactly 1 argument(s)'),
         (["state", "a", "b"], 1, "Incorrect Usage"),
         (["kill"], 1, "minimum of 1 argument(s)"),

@@ -109,6 +109,28 @@ def test_a_user_without_a_name(user: User) -> None:
 # -- where states are
 
 
+def test_without_a_user_namespace(user: User) -> None:
+    user.without("user")
+    del user.process["capabilities"]
+    for kind in ("uid", "gid"):
+        del user.linux[f"{kind}Mappings"]
+    assert "operation not permitted; without root's rights it takes a user namespace, too" in user.refused()
+
+
+def test_what_only_root_may(user: User) -> None:
+    """The kernel's refusal, and what it means here: not that pyoci lacks a capability."""
+    user.process["oomScoreAdj"] = -999
+    assert "/process/oomScoreAdj: " in (error := user.refused()) and "needs CAP_SYS_RESOURCE on the host" in error
+    del user.process["oomScoreAdj"]
+    user.mount("/sys", "sysfs", "sysfs")
+    assert "operation not permitted; a new sysfs needs a network namespace" in user.refused()
+    user.config["mounts"][-1] = {"destination": "/mnt", "type": "ext4", "source": "/dev/null"}
+    assert "; the kernel lets only root mount it" in user.refused()
+    user.config["mounts"].pop()
+    user.before = "mount --bind /dev/null /proc/meminfo"
+    assert "/mounts/0: fsmount(" in (error := user.refused()) and "mounts cover parts of this host's own" in error
+
+
 def test_states_are_below_the_runtime_directory(user: User) -> None:
     user.rooted = False
     user.start()

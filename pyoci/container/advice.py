@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EINVAL, EMFILE, ENFILE, ENOENT, ENOTDIR, EPERM
+from errno import EACCES, EINVAL, EMFILE, ENFILE, ENOENT, ENOSPC, ENOTDIR, EPERM
 
 from pyoci.errors import OPEN_FILES
 from pyoci.kernel.capabilities import CAPABILITIES
-from pyoci.kernel.flags import PR_CAPBSET_DROP
-from pyoci.plan.ops import RUNTIME, Ref
+from pyoci.kernel.flags import FSCONFIG_CMD_CREATE, NAMESPACES, PR_CAPBSET_DROP
+from pyoci.plan.ops import RUNTIME, Ref, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ MAPS = {"/linux/uidMappings": "CAP_SETUID", "/linux/gidMappings": "CAP_SETGID"}
 UNLIKE = "the source or its place may be not a directory: a directory goes on a directory only, and a file on a file"
 
 
-def advise(op: Op, number: int, root: str = "") -> str:
-    """A remedy for the errno `number` of `op`, or ""; `root` is the container's root."""
+SYSCTLS = "kernel.unprivileged_userns_clone, user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns"
+
+
+def advise(op: Op, number: int, root: str = "", detail: str = "") -> str:
+    """A remedy for the errno `number` of `op`, or ""; `root` is the container's root, `detail` the kernel's words."""
     if number in (EMFILE, ENFILE):
         return OPEN_FILES
     if number == EINVAL and op.call == "mount_setattr" and op.args[1] == b"/":
@@ -57,8 +60,17 @@ def advise(op: Op, number: int, root: str = "") -> str:
         return _parameter(op, number)
     if number == ENOENT and op.origin == "/process/cwd":
         return "the container has no such directory"
+    if number in (EACCES, EPERM) and op.origin == "/process/oomScoreAdj":
+        return "a lower one than pyoci's own needs CAP_SYS_RESOURCE on the host"
+    if number == ENOSPC and op.call == "clone3":
+        return "the host's limit of namespaces is reached: see the sysctls user.max_*_namespaces"
+    if "too revealing" in detail:
+        return (
+            "mounts cover parts of this host's own, which a new one would reveal: take them away, or bind the host's"
+            ' (options ["rbind"])'
+        )
     if number == EPERM:
-        return _capability(op)
+        return _in_user_namespace(op) if posix.geteuid() else _capability(op)
     if number == EACCES and root and op.args[:1] == (Ref("rootfs"),):
         return _closed(root)
     return ""
@@ -75,6 +87,21 @@ def _capability(op: Op) -> str:
     if need and not effective() >> CAPABILITIES[need] & 1:
         return f"this needs {need}, which pyoci has not been given"
     return ""
+
+
+def _in_user_namespace(op: Op) -> str:
+    """Of others than root: a user namespace gives them every capability, for what belongs to it."""
+    if op.call == "clone3":
+        made = op.args[0]
+        flags = made.fields["flags"] if isinstance(made, Struct) else 0
+        if isinstance(flags, int) and not flags & NAMESPACES["user"]:
+            return "without root's rights it takes a user namespace, too: pyoci spec --rootless writes such a one"
+        return f"this host lets no user make a user namespace: see the sysctls {SYSCTLS}"
+    if op.call == "fsopen" and op.args[0] == b"sysfs":
+        return "a new sysfs needs a network namespace of the container's own: make one, or bind the host's /sys"
+    if op.call == "fsopen" or (op.call == "fsconfig" and op.args[1] == FSCONFIG_CMD_CREATE):
+        return "the kernel lets only root mount it"
+    return _capability(op) if op.call not in ("fsmount", "mount_setattr", "open_tree") else ""
 
 
 def _parameter(op: Op, number: int) -> str:

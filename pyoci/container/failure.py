@@ -54,7 +54,7 @@ def explain(failure: Failure, cgroup: str = "", root: str = "") -> PyociError:
         return PyociError(f"{name}: {said} ({ARGS}: {call(op, False)})")
     from pyoci.container.advice import advise
 
-    hint = advise(op, failure.errno, root) or op.hint
+    hint = advise(op, failure.errno, root, failure.detail) or op.hint
     # EPERM is about the namespaces
     if op.call == "clone3" and cgroup and failure.errno != EPERM:
         from pyoci.cgroup.perform import why
