@@ -54,9 +54,10 @@ class Finding:
         text = f"{self.line}:{self.column}: {self.level}: {where}: {self.message}"
         if self.hint:
             text += f"; did you mean {quote(self.hint)}?"
-        if self.found:
+        # most messages have both in them
+        if self.found not in self.message:
             text += f" [found: {self.found}]"
-        if self.allowed:
+        if not all(part.strip('"') in self.message for part in self.allowed.split(", ")):
             text += f" [allowed: {self.allowed}]"
         return text + (f" ({self.clause})" if self.clause else "")
 
@@ -198,9 +199,8 @@ def allowed(node: dict[str, Any] | None) -> str:
     if kind == "integer" and "minimum" in node:
         return f"an integer from {node['minimum']} to {node['maximum']}"
     if kind == "array":
-        inner = node.get("items", {})
-        least = f"at least {node['minItems']} " if "minItems" in node else ""
-        return f"{least}array of {inner.get('type', 'object')}s" if not least else f"an array of {least}item"
+        least = f", at least {node['minItems']}" if "minItems" in node else ""
+        return f"an array of {node.get('items', {}).get('type', 'object')}s{least}"
     words = {"string": "a string", "boolean": "true or false", "object": "an object"}.get(kind, "")
     if "pattern" in node:
         words += f" that matches {node['pattern']}"
@@ -285,7 +285,9 @@ def explain(finding: Finding, walk: Walk, document: object) -> None:
     value = value_at(document, finding.pointer)
     if finding.level == "error":
         finding.found = briefly(value)
-        finding.allowed = allowed(node)
+        # where the value is one that the schema allows, a rule is about more than the value
+        if not (node and isinstance(value, (str, int)) and validator(walk.root).evolve(schema=node).is_valid(value)):
+            finding.allowed = allowed(node)
         names = [name for name in (node or {}).get("enum", ()) if name]
         if isinstance(value, str) and names and value not in names:
             from difflib import get_close_matches
@@ -307,9 +309,8 @@ def unknown_capabilities(document: object) -> Iterator[Finding]:
                 near = get_close_matches(name[:100].upper(), CAPABILITIES, n=1)
                 place = f"/process/capabilities/{escape(kind)}/{index}"
                 hint = near[0] if near else ""
-                yield Finding(
-                    "warning", place, "is no capability that is known, and left out", strict=True, hint=hint
-                )
+                message = f"{quote(name[:100])} is no capability that is known, and left out"
+                yield Finding("warning", place, message, strict=True, hint=hint)
 
 
 def unreadable(data: bytes, error: JSONError) -> list[Finding]:

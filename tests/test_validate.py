@@ -284,6 +284,23 @@ def test_all_at_once_with_places(tmp_path: Path) -> None:
     assert len(text.stderr.splitlines()) == 1
 
 
+def test_lines_say_nothing_twice(tmp_path: Path) -> None:
+    document = copy.deepcopy(BASE)
+    document["ociVersion"] = "1.0"
+    document["process"]["oomScoreAdj"] = 5000
+    document["process"]["args"] = "sh"
+    document["process"]["capabilities"]["bounding"] = ["CAP_NET_RAWW"]
+    document["linux"]["namespaces"][0]["type"] = "net"
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    lines = {line.split(": ")[2]: line.split(": ", 3)[3] for line in ask(str(tmp_path)).stdout.splitlines()}
+    assert lines["/ociVersion"].startswith('"1.0" is not a SemVer 2.0.0 version (config.md')
+    assert lines["/process/oomScoreAdj"].startswith("must be an integer from -1000 to 1000, not 5000 (config.md")
+    found = '[found: "sh"] [allowed: an array of strings, at least 1]'
+    assert lines["/process/args"].startswith(f"must be an array of strings, not a string {found} (config.md")
+    assert '"CAP_NET_RAWW" is no capability' in lines["/process/capabilities/bounding/0"]
+    assert 'time; did you mean "network"? (config-linux.md' in lines["/linux/namespaces/0/type"]
+
+
 def test_unknown_names_are_errors_to_the_strict(tmp_path: Path) -> None:
     document = BASE | {"linus": {}, "windows": {}}
     (tmp_path / "config.json").write_text(json.dumps(document))
