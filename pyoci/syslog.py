@@ -15,6 +15,7 @@ SOCKETS = {"syslog": "/dev/log", "journald": "/run/systemd/journal/socket"}
 # syslog(3): LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG of the facility LOG_USER
 PRIORITIES = {"error": 3, "warning": 4, "info": 6, "debug": 7}
 USER = 1 << 3
+PATIENCE = 5.0  # seconds for a daemon that does not read: the message is on stderr as well
 
 
 class SystemLog:
@@ -27,6 +28,7 @@ class SystemLog:
         path = SOCKETS[kind]
         try:
             self.socket.connect(path)
+            self.socket.settimeout(PATIENCE)
         except OSError as error:
             from pyoci.kernel.errnos import words
 

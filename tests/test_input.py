@@ -210,6 +210,17 @@ def test_damaged_inputs_of_the_plan(box: Box) -> None:
 
 
 @in_a_container
+def test_the_plan_of_another_version(box: Box) -> None:
+    """Its ops may have been others: better no op than a wrong one."""
+    box.create()
+    (box.rootfs / "bin/sh").unlink()
+    file = box.states / box.id / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": "0.0.9"}))
+    line = one_clear_line(box("start", box.id))
+    assert "no such file or directory (its plan is lost: it was made by pyoci 0.0.9, and this is " in line
+
+
+@in_a_container
 def test_a_megabyte_in_every_string(box: Box) -> None:
     """A value that the kernel cannot take is an error with an end, one that it need not take is none."""
     long = "x" * (1 << 20)

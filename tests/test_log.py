@@ -155,6 +155,21 @@ def test_journald(listener: socket.socket) -> None:
     assert listener.recv(1000).startswith(b"MESSAGE=seen number=1\nPRIORITY=7\n")
 
 
+def test_a_daemon_that_does_not_read(
+    listener: socket.socket, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its queue is short (net.unix.max_dgram_qlen); a command ends all the same, and its error is told."""
+    monkeypatch.setattr(syslog, "PATIENCE", 0.1)
+    log.configure("syslog:mine")
+    with pytest.raises(TimeoutError):
+        for _ in range(10_000):
+            assert log._system is not None
+            log._system.send("error", "filling")
+    log.error("broken")
+    assert capfd.readouterr().err == "pyoci: cannot write to the log: timed out\npyoci: broken\n"
+    log.configure()
+
+
 def test_a_system_without_that_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(syslog.SOCKETS, "journald", "/nonexistent")
     with pytest.raises(PyociError, match=r"--log journald:x: connect /nonexistent: no such file or directory"):

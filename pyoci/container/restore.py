@@ -189,7 +189,7 @@ class Restoration(Creation):
 
     def _namespace(self, kind: str, index: int, path: str) -> int:
         try:
-            return posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+            return posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
         except OSError as error:
             from pyoci.kernel.errnos import words
 

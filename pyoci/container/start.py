@@ -7,7 +7,7 @@ import posix
 import sys
 from errno import ECONNREFUSED, ENOENT
 
-from pyoci import log
+from pyoci import VERSION, log
 from pyoci.errors import PyociError, WrongState
 from pyoci.reports import AT_BARRIER, FAILED, REPORT, TEXT_MAX
 from pyoci.state import NO_PROCESS, SOCKET, Store, status
@@ -141,6 +141,8 @@ def _decode(store: Store, state: State, index: int, number: int, text: str) -> P
     from pyoci.launch import Failure
 
     try:
+        if state.version != VERSION:
+            raise PyociError(f"it was made by pyoci {state.version or 'of an earlier version'}, and this is {VERSION}")
         op = program_of(store, state).index[index]
     except (IndexError, OSError, PyociError) as error:
         from pyoci.kernel.errnos import words
