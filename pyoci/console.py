@@ -7,6 +7,7 @@ import posix
 import select
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from fcntl import ioctl
+from time import monotonic
 
 from pyoci import signals
 from pyoci.errors import PyociError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 WINDOW = 8  # sizeof(struct winsize)
 END_OF_FILE = b"\x04"  # what a terminal in its usual mode makes an end of file of (VEOF, termios(3))
+SOON, RARELY = 0.2, 10.0  # seconds until it is typed again, at first and at last
 CHUNK = 4096  # poll(2) promises room for that much in a pipe, so a write of it does not wait
 REST = 64 * 1024  # bytes; the kernel's limit of what waits in a terminal (drivers/tty/tty_buffer.c)
 # What `attend` passes on: all but what is ours (children, the window, broken pipes) and what the processor sends.
@@ -179,6 +181,7 @@ class _Terminal:
         shown = b""  # towards the caller
         reading = True  # the caller's input has not ended
         hung_up = False
+        pause, due = SOON, 0.0  # of the end of the input
         while True:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
@@ -189,11 +192,18 @@ class _Terminal:
             interest = (0 if shown else select.POLLIN) | (select.POLLOUT if typed else 0)
             if not hung_up and interest:
                 poll.register(self.master, interest)
-            ready = dict(poll.poll())
+            waits = reading or hung_up or typed
+            ready = dict(poll.poll(None if waits else max(0.0, due - monotonic()) * 1000))
             if 0 in ready:
                 piece = self._input()
                 reading = piece != b""
-                typed += END_OF_FILE if piece == b"" else piece or b""
+                typed += piece or b""
+            # A file is at its end for whoever reads it.  This is an end for one reader, and for none that changes the
+            # terminal's mode after it was typed, as shells do at their start: so it is typed again.
+            if not reading and monotonic() >= due and not typed.endswith(END_OF_FILE):
+                typed += END_OF_FILE
+                due = monotonic() + pause
+                pause = min(2 * pause, RARELY)
             events = ready.get(self.master, 0)
             if events & select.POLLOUT and typed:
                 typed = typed[self._write(typed) :]

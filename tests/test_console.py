@@ -161,6 +161,24 @@ def test_a_pipe_for_input_ends_it() -> None:
     assert done.stdout.replace(b"\r", b"").endswith(b"some text\nend\n")
 
 
+@pytest.mark.parametrize(
+    ("typed", "script", "shown"),
+    [
+        (b"some text\n", "cat; cat", b"some text\n"),  # each of them reads to the end
+        (b"half a line", "cat", b"half a line"),  # of which the first end of file is the end
+    ],
+)
+def test_the_end_of_a_pipe_is_there_for_every_reader(typed: bytes, script: str, shown: bytes) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ATTEND, "tty", "sh", "-c", f"stty -echo; {script}; echo end"],
+        input=typed,
+        stdout=subprocess.PIPE,
+        timeout=20,
+        check=True,
+    )
+    assert done.stdout.replace(b"\r", b"").endswith(shown + b"end\n")
+
+
 def test_closed_streams_are_no_problem() -> None:
     command = ["sh", "-c", 'exec "$0" "$@" <&- >&-', sys.executable, "-c", ATTEND, "tty", "sh", "-c", "echo x; exit 4"]
     assert subprocess.run(command, timeout=20, check=False).returncode == 4

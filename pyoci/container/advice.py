@@ -58,7 +58,7 @@ def advise(op: Op, number: int, root: str = "", detail: str = "") -> str:
         return "something on the way to the destination is a file in the container's root, and no directory"
     if op.origin.startswith("/linux/sysctl/"):
         return _parameter(op, number)
-    if number == ENOENT and op.origin == "/process/cwd":
+    if number == ENOENT and op.origin == "/process/cwd" and op.call == "openat2":
         return "the container has no such directory"
     if number in (EACCES, EPERM) and op.origin == "/process/oomScoreAdj":
         return "a lower one than pyoci's own needs CAP_SYS_RESOURCE on the host"
