@@ -78,7 +78,7 @@ def listing(args: list[str]) -> bytes:
             continue
     posix.close(writer)
     if not pid:
-        raise PyociError("ps: there is no ps(1) here; --format json shows the pids without it")
+        raise PyociError("ps: there is no ps(1) here (Debian: procps); --format json shows the pids without it")
     pieces = []
     while piece := posix.read(reader, 65536):
         pieces.append(piece)
