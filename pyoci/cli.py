@@ -280,8 +280,8 @@ class Globals:
 
 
 def parse(flags: Sequence[Flag], argv: Sequence[str], stop: bool, parsed: Parsed | None = None) -> Parsed:
-    """Read `argv`; with `stop`, everything from the first argument on is arguments.  UsageError says what is wrong, and
-    `parsed` holds what came before it."""
+    """Read `argv` into `parsed`; with `stop`, all from the first argument on is arguments.  UsageError says what is
+    wrong."""
     known: dict[str, Flag] = {}
     for flag in flags:
         known[flag[0]] = flag
@@ -310,7 +310,9 @@ def parse(flags: Sequence[Flag], argv: Sequence[str], stop: bool, parsed: Parsed
             if not equals and not word.startswith("--") and all(known.get(c, ("", "", ""))[2] == "bool" for c in name):
                 parsed.values.update({known[c][0]: True for c in name})
                 continue
-            raise UsageError(f"flag provided but not defined: -{name}{_elsewhere(name, flags)}")
+            from pyoci.commands.usage import elsewhere
+
+            raise UsageError(f"flag provided but not defined: -{name}{elsewhere(name, flags)}")
         if not equals and found[2] != "bool":
             if index == len(argv):
                 raise UsageError(f"flag needs an argument: -{name}")
@@ -319,14 +321,6 @@ def parse(flags: Sequence[Flag], argv: Sequence[str], stop: bool, parsed: Parsed
         _store(parsed, found, name, value if equals or found[2] != "bool" else "true")
     parsed.args.extend(argv[index:])
     return parsed
-
-
-def _elsewhere(name: str, flags: Sequence[Flag]) -> str:
-    """Where a flag belongs that `flags` have not."""
-    if flags is not GLOBAL:
-        return "; it goes before the command" if any(name in flag[:2] for flag in GLOBAL) else ""
-    commands = [command for command, table in COMMANDS.items() if any(name in flag[:2] for flag in table[5])]
-    return f"; it goes behind the command ({', '.join(commands)})" if commands else ""
 
 
 def _store(parsed: Parsed, flag: Flag, name: str, value: str) -> None:
@@ -350,7 +344,6 @@ def main(argv: list[str]) -> int:
 
     Nothing is raised: a failure is one line on stderr, the same in the log, and a status that is not 0.
     """
-    debug = "--debug" in argv or "-debug" in argv
     name = ""
     given = Parsed()
     try:

@@ -44,6 +44,14 @@ def command(name: str) -> str:
     return "\n".join([f"pyoci {name} - {summary}", "", usage, "", "Flags:", *_flags((*flags, HELP))]) + "\n"
 
 
+def elsewhere(name: str, flags: Sequence[Flag]) -> str:
+    """Where the flag `name` belongs, which is none of `flags`; "" for one that is none at all."""
+    if flags is not GLOBAL:
+        return "; it goes before the command" if any(name in flag[:2] for flag in GLOBAL) else ""
+    names = [command for command, entry in COMMANDS.items() if any(name in flag[:2] for flag in entry[5])]
+    return f"; it goes behind the command ({', '.join(names)})" if names else ""
+
+
 def _flags(flags: Sequence[Flag]) -> list[str]:
     rows = []
     for name, short, kind, value, text in flags:
