@@ -567,6 +567,24 @@ def test_tracer_gains_nothing_of_exec(bundle: Bundle, filtered: str, terminal: b
     assert (lines[0], lines[1:-1]) == ("ready", [])
 
 
+@pytest.mark.parametrize("filtered", [True, False])
+def test_tracer_as_hook(bundle: Bundle, filtered: bool) -> None:
+    """A startContainer hook is the image's program, and runs beside the first process that still has CAP_SYS_ADMIN."""
+    (bundle.rootfs / "tmp").chmod(0o777)
+    bundle.process["noNewPrivileges"] = False
+    held = ["CAP_KILL", "CAP_SYS_PTRACE"]
+    bundle.process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), held)
+    if filtered:
+        bundle.config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    look = "grep -E 'CapPrm|CapBnd' /proc/1/status /proc/self/status >/tmp/found"
+    bundle.config["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", look], "env": ["PATH=/bin"]}]}
+    assert bundle.run("/bin/true").returncode == 0
+    found = [line.split()[1] for line in (bundle.rootfs / "tmp" / "found").read_text().splitlines()]
+    assert found == (["0000000000280020", "0000000000080020"] if filtered else ["0000000000080020"] * 2) + (
+        ["0000000000000020"] * 2 if filtered else ["0000000000080020"] * 2
+    )
+
+
 @pytest.mark.parametrize("change", ["", "noNewPrivileges", "capability", "filter"])
 def test_tracer_before_start(bundle: Bundle, change: str) -> None:
     """The first process keeps CAP_SYS_ADMIN until it may load its filter: nobody who may trace it is let in before."""

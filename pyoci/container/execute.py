@@ -54,8 +54,11 @@ def exec_(options: ExecOptions) -> int:
             spec = load(store.read("config.json"), checked=True)
         except FileNotFoundError:
             raise NotFound(store.id) from None  # it has been deleted since
-        if found == "created":
-            _check_created(state, spec)
+        if found == "created" and _could_take_over(state, spec):
+            raise WrongState(
+                "cannot exec in a created container with CAP_SYS_PTRACE, a seccomp filter and neither a user namespace"
+                " nor noNewPrivileges: its first process could be taken over while that has CAP_SYS_ADMIN; start it"
+            )
         process = _process(options, spec)
         paths = None
         if options.cgroups:
@@ -164,19 +167,15 @@ def _denies_setgroups(state: State) -> bool:
         return False
 
 
-def _check_created(state: State, spec: Spec) -> None:
-    """A first process that waits for start keeps CAP_SYS_ADMIN where its filter takes that to load: who may trace it
-    would have it."""
+def _could_take_over(state: State, spec: Spec) -> bool:
+    """Whether who has the rights of the container's process may trace the first one, while that waits for start with
+    CAP_SYS_ADMIN, which its filter takes to load."""
     from pyoci.kernel.seccomp import notifies
 
     process, seccomp = spec.process, spec.linux.seccomp
     if process is None or seccomp is None or process.no_new_privileges or notifies(seccomp):
-        return
-    if may_trace(state.namespaces, process):
-        raise WrongState(
-            "cannot exec in a created container with CAP_SYS_PTRACE, a seccomp filter and neither a user namespace nor"
-            " noNewPrivileges: its first process could be taken over before it has given CAP_SYS_ADMIN up; start it"
-        )
+        return False
+    return may_trace(state.namespaces, process)
 
 
 def _enter(  # noqa: PLR0913 - what exec has found out
@@ -362,6 +361,10 @@ def hook_spawner(kind: str, state: State, host: Host, root: str = "", spec: Spec
     listens = False
     if spec is not None:
         process, seccomp = spec.process, spec.linux.seccomp
+        if process is not None and process.capabilities is not None and _could_take_over(state, spec):
+            sets = process.capabilities
+            for name in sets.__slots__:
+                setattr(sets, name, tuple(one for one in getattr(sets, name) if one != "CAP_SYS_PTRACE"))
         if process is not None and lacks_home(process.env):
             from pyoci.host import probe_home
 
