@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -25,6 +26,7 @@ import pytest
 
 import pyoci
 from pyoci.__main__ import START
+from pyoci.errors import PyociError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -1166,3 +1168,88 @@ def test_link_that_somebody_left_in_tmp(bundle: Bundle, launched: bool, slash: s
     bundle.untouched()
     assert call("--root", f"{shared}/own{slash}", "delete", "--force", "none") == (0, "")
     assert call("--root", f"{shared}/own{slash}", "list") == (0, "")
+
+
+THREADS = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static const char *what;
+static void *other(void *unused)
+{
+    if (!strcmp(what, "namespace"))
+        if (unshare(CLONE_FS) || setns(open("/tmp/net", O_RDONLY), CLONE_NEWNET))
+            perror("setns");
+    close(open("/tmp/ready", O_CREAT | O_WRONLY, 0600));
+    for (;;)
+        pause();
+}
+int main(int argc, char **argv)
+{
+    unsigned int head[2] = {0x20080522, 0}, data[6] = {0x20, 0x20, 0, 0, 0, 0};
+    pthread_t thread;
+    what = argv[1];
+    pthread_create(&thread, 0, other, 0);
+    while (access("/tmp/ready", F_OK))
+        usleep(1000);
+    if (!strcmp(what, "no_new_privs"))
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (!strcmp(what, "capabilities"))
+        prctl(PR_CAPBSET_DROP, 21, 0, 0, 0), prctl(PR_CAPBSET_DROP, 8, 0, 0, 0), syscall(SYS_capset, head, data);
+    close(open("/tmp/done", O_CREAT | O_WRONLY, 0600));
+    for (;;)
+        pause();
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("", ""),
+        ("no_new_privs", "/process/noNewPrivileges: processes that may get new privileges"),
+        ("capabilities", "/process/capabilities: CAP_SETPCAP, CAP_SYS_ADMIN"),
+        ("namespace", "/linux/namespaces: the host's network namespace"),
+    ],
+)
+@pytest.mark.parametrize("by_path", [False, True], ids=["", "by path"])
+def test_restored_thread_with_more_than_its_process(bundle: Bundle, what: str, said: str, by_path: bool) -> None:
+    """Images are a program's, thread by thread: each has its own rights, and /proc/PID is the first one's."""
+    from pyoci.container.restored import check
+    from pyoci.spec.load import load
+    from pyoci.state import Store
+
+    compile_static(bundle, "threads", THREADS)
+    bundle.process["noNewPrivileges"] = what != "no_new_privs"
+    more = ["CAP_SYS_ADMIN", "CAP_SETPCAP"] if what in ("capabilities", "namespace") else []
+    sets = ("bounding", "permitted", "effective")
+    bundle.process["capabilities"] = {kind: ["CAP_KILL", *more] for kind in sets}
+    bundle.config["linux"].pop("maskedPaths")
+    if what == "namespace":
+        (bundle.rootfs / "tmp/net").touch()
+        bind = {"destination": "/tmp/net", "source": "/proc/self/ns/net", "options": ["bind"]}
+        bundle.config["mounts"].append(bind)
+    name = bundle.start("threads", what)
+    until((bundle.rootfs / "tmp/done").exists)
+    with Store.open(str(bundle.states), name) as store:
+        state = store.load()
+    # as config.json of restore may have it
+    allowed = ["CAP_KILL", *(more if what == "namespace" else [])]
+    bundle.process["capabilities"] = dict.fromkeys(sets, allowed)
+    bundle.process["noNewPrivileges"] = True
+    if by_path:
+        for entry in bundle.config["linux"]["namespaces"]:
+            if entry["type"] == "network":
+                entry["path"] = f"/proc/{state.pid}/ns/net"
+    spec = load(json.dumps(bundle.config).encode())
+    if said:
+        with pytest.raises(PyociError, match=re.escape(said)):
+            check(spec, state, os.getpid(), "")
+    else:
+        check(spec, state, os.getpid(), "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posix
 from stat import S_ISCHR
 
+from pyoci.cgroup.files import look
 from pyoci.cgroup.live import procs
 from pyoci.errors import PyociError
 from pyoci.kernel import flags as k
@@ -52,13 +53,15 @@ def check(spec: Spec, state: State, criu: int, profile: str) -> None:
             found.append(line)
 
     tree = descendants(state.pid)
-    _namespaces(spec, tree, criu, tell)
+    # each has credentials, a filter, a label and namespaces of its own
+    every = [thread for pid in tree for thread in threads(pid)]
+    _namespaces(spec, every, criu, tell)
     _cgroups(state, tree, tell)
     if spec.process is not None:
-        _labels(spec.process, state.pid, profile, tell)
         user = _link(state.pid, "user")
-        for pid in tree:
-            _process(spec, spec.process, pid, _link(pid, "user") == user, tell)
+        for thread in every:
+            _labels(spec.process, thread, profile, tell)
+            _process(spec, spec.process, thread, _link(thread, "user") == user, tell)
     # who may mount has made of its mounts what it likes
     if "CAP_SYS_ADMIN" not in _allowed(spec):
         _mounts(spec, state.pid, tell)
@@ -72,35 +75,42 @@ def descendants(pid: int) -> list[int]:
     while waiting:
         pid = waiting.pop()
         found.append(pid)
-        for thread in posix.listdir(f"/proc/{pid}/task"):
+        for thread in threads(pid):
             with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
                 waiting += [int(word) for word in file.read().split()]
     return found
+
+
+def threads(pid: int) -> list[int]:
+    """Those of a process, itself the first: /proc shows each by its number, too."""
+    return sorted([int(name) for name in posix.listdir(f"/proc/{pid}/task")], key=lambda number: number != pid)
 
 
 def _link(pid: int | str, kind: str) -> str:
     return posix.readlink(f"/proc/{pid}/ns/{NAMES.get(kind, kind)}")
 
 
-def _namespaces(spec: Spec, tree: list[int], criu: int, tell: Tell) -> None:
+def _namespaces(spec: Spec, every: list[int], criu: int, tell: Tell) -> None:
     asked = {entry.type: entry.path or "" for entry in spec.linux.namespaces}
     for kind in ("mount", "pid", "network", "ipc", "uts", "user", "cgroup"):
         # CRIU's mount namespace has all that the host's has
         hosts = {_link("self", kind), _link(criu, kind)}
-        theirs = {_link(pid, kind) for pid in tree}
+        theirs = {_link(pid, kind) for pid in every}
         if kind not in asked:
-            if kind == "user" and _link(tree[0], kind) not in hosts:
+            if kind == "user" and _link(every[0], kind) not in hosts:
                 tell("/linux/namespaces", "a user namespace that is not there")
         elif asked[kind]:
             found = posix.stat(asked[kind])
-            there = posix.stat(f"/proc/{tree[0]}/ns/{NAMES.get(kind, kind)}")
+            there = posix.stat(f"/proc/{every[0]}/ns/{NAMES.get(kind, kind)}")
             if (found.st_dev, found.st_ino) != (there.st_dev, there.st_ino):
                 tell("/linux/namespaces", f"another {kind} namespace than {asked[kind]}")
+            if theirs & hosts - {f"{NAMES.get(kind, kind)}:[{found.st_ino}]"}:
+                tell("/linux/namespaces", f"the host's {kind} namespace")
         elif theirs & hosts:
             tell("/linux/namespaces", f"the host's {kind} namespace")
     if "user" in asked and not asked["user"]:
         for name, wanted in (("uid", spec.linux.uid_mappings), ("gid", spec.linux.gid_mappings)):
-            with open(f"/proc/{tree[0]}/{name}_map", encoding="ascii") as file:
+            with open(f"/proc/{every[0]}/{name}_map", encoding="ascii") as file:
                 there_is = [line.split() for line in file]
             if there_is != [line.split() for line in map_text(wanted).decode().splitlines()]:
                 shown = ", ".join(" ".join(line) for line in there_is)
@@ -112,6 +122,10 @@ def _cgroups(state: State, tree: list[int], tell: Tell) -> None:
         outside = set(tree) - set(procs({controller: path}))
         if outside:
             tell("/linux/cgroupsPath", f"processes outside of {path}")
+    for pid in tree:
+        # v1 has one for each thread
+        if len({look(f"/proc/{thread}/cgroup") for thread in threads(pid)}) > 1:
+            tell("/linux/cgroupsPath", "threads of one process in different cgroups")
 
 
 def _allowed(spec: Spec) -> set[str]:
@@ -169,7 +183,7 @@ def _labels(process: Process, pid: int, profile: str, tell: Tell) -> None:
                 found = there.read().rstrip("\0\n").partition(" (")[0]
         except OSError:
             continue  # no such module here, and config.json's "unconfined" is fine without
-        if expected not in (found, "unconfined"):
+        if expected not in (found.partition("//")[0], found, "unconfined"):
             tell(pointer, f"{found}")
 
 
