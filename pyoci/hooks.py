@@ -160,7 +160,8 @@ def _wait(pid: int, output: int, until: float | None) -> tuple[str, bytes]:
         poll.register(pidfd, select.POLLIN)
         poll.register(output, select.POLLIN)
         while True:
-            left = None if until is None or late else max(0.0, until - time.monotonic()) * 1000
+            # poll(2) takes milliseconds up to 2^31; it is asked again for the rest of what a hook may take
+            left = None if until is None or late else min(max(0.0, until - time.monotonic()), 3600.0) * 1000
             ready = poll.poll(left)
             for descriptor, _ in ready:
                 if descriptor == output:

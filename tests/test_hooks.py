@@ -147,7 +147,8 @@ def test_what_a_late_hook_started_dies_with_it(tmp_path: Path) -> None:
 
 
 def test_a_timeout_that_is_not_reached() -> None:
-    run_hooks("prestart", [shell("exit 0", timeout=100)], STATE)
+    for timeout in (100, 2**31 // 1000 + 1, 2**31, 2**63 - 1):  # poll(2) counts milliseconds in 31 bits
+        run_hooks("prestart", [shell("exit 0", timeout=timeout)], STATE)
 
 
 def test_a_daemon_does_not_hold_us_up(tmp_path: Path) -> None:
