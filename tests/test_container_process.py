@@ -95,6 +95,19 @@ def test_ambient_capabilities_that_nobody_may_have(box: Box, tmp_path: Path) -> 
     assert box("run", "--bundle", str(box.bundle), box.id).stderr == ""
 
 
+@pytest.mark.parametrize(("kind", "reason"), [("inheritable", "not bounding"), ("effective", "not permitted")])
+def test_capabilities_that_another_set_has_not(box: Box, tmp_path: Path, kind: str, reason: str) -> None:
+    """config.md#linux-process: what cannot be granted is logged as a warning, and create SHOULD NOT fail."""
+    box.process["capabilities"] = {"bounding": [], "permitted": []} | {kind: ["CAP_KILL"]}
+    box.process["args"] = ["grep", "^Cap", "/proc/self/status"]
+    box.write()
+    log = tmp_path / "log"
+    done = box("--log", str(log), "run", "--bundle", str(box.bundle), box.id)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {int(line.split()[1], 16) for line in done.stdout.splitlines()} == {0}
+    assert f"/process/capabilities/{kind}: left out, because they are {reason}: CAP_KILL" in log.read_text()
+
+
 def test_ambient_capabilities_of_a_user(box: Box) -> None:
     box.process["user"] = {"uid": 1000, "gid": 1000}
     names = ["CAP_KILL", "CAP_CHOWN"]

@@ -178,14 +178,14 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
 
     user_namespace = any(entry.type == "user" for entry in spec.linux.namespaces)
     missing = ungranted(process.capabilities, host, granted_capabilities(host, user_namespace))
-    loose = [name for name in unheld(process.capabilities) if name not in missing]
+    loose = unheld(process.capabilities)
     if missing or loose:
         left_out = "left out, because they are"
         if missing:
             log.warning(f"/process/capabilities: {left_out} unknown or not ours to give: {', '.join(missing)}")
-        if loose:
-            names = ", ".join(loose)
-            log.note(f"/process/capabilities/ambient: {left_out} not both permitted and inheritable: {names}")
+        for kind, reason, listed in loose:
+            if names := ", ".join(name for name in listed if name not in missing):
+                log.note(f"/process/capabilities/{kind}: {left_out} not {reason}: {names}")
 
 
 def missing(paths: dict[str, str]) -> list[str]:

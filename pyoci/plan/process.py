@@ -62,8 +62,8 @@ class CapabilitySets:
         self.bounding = capability_mask(capabilities.bounding, host) & granted
         self.permitted = capability_mask(capabilities.permitted, host) & granted
         self.effective = capability_mask(capabilities.effective, host) & self.permitted
-        # the kernel keeps inheritable within what was bounding or inheritable before, ambient within both others
-        self.inheritable = capability_mask(capabilities.inheritable, host) & granted
+        # capset(2) takes no inheritable one that is not bounding, prctl(2) no ambient one that is not in both others
+        self.inheritable = capability_mask(capabilities.inheritable, host) & self.bounding
         self.ambient = capability_mask(capabilities.ambient, host) & self.permitted & self.inheritable
 
 
@@ -86,11 +86,21 @@ def ungranted(capabilities: Capabilities | None, host: Host, granted: int) -> li
     return asked
 
 
-def unheld(capabilities: Capabilities) -> list[str]:
-    """Ambient ones that the kernel lets nobody have, because they are not permitted and inheritable as well
-    (capabilities(7))."""
-    held = capabilities.permitted, capabilities.inheritable
-    return [name for name in capabilities.ambient if not all(name in names for names in held)]
+def unheld(capabilities: Capabilities) -> list[tuple[str, str, list[str]]]:
+    """Those that the kernel lets nobody have, because another set has them not (capabilities(7)): the set, what they
+    would have to be, and their names."""
+    bounding, permitted = set(capabilities.bounding), set(capabilities.permitted)
+    inheritable = set(capabilities.inheritable) & bounding
+    found = [
+        ("effective", "permitted", [name for name in capabilities.effective if name not in permitted]),
+        ("inheritable", "bounding", [name for name in capabilities.inheritable if name not in bounding]),
+        (
+            "ambient",
+            "both permitted and inheritable",
+            [name for name in capabilities.ambient if name not in permitted & inheritable],
+        ),
+    ]
+    return [each for each in found if each[2]]
 
 
 def capset(effective: int, permitted: int, inheritable: int, origin: str) -> Op:
