@@ -9,11 +9,11 @@ from __future__ import annotations
 import posix
 
 from pyoci.cgroup.detect import bases, detect
-from pyoci.kernel.flags import S_IFDIR, S_IFIFO, S_IFMT, S_IFSOCK
+from pyoci.kernel.flags import RLIMITS, S_IFDIR, S_IFIFO, S_IFMT, S_IFSOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pyoci.spec.types import Mount, Spec
+    from pyoci.spec.types import Mount, Process, Spec
 
 
 OLDEST_LAST_CAP = 40  # CAP_CHECKPOINT_RESTORE, since Linux 5.9
@@ -41,6 +41,7 @@ class Host:
     copied                  destination of a tmpfs with tmpcopyup -> what the image has there (`pyoci.tree`)
     stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
     systemd                 which systemd makes cgroups: "system", "user", or "" while nobody asked for one
+    limits                  type of a limit -> ours, "soft hard", where a user namespace keeps one from being raised
     resctrl                 where resctrl is mounted, "" if it is not, or if no configuration asks for it
     kernel_views            where procfs and sysfs are mounted, looked for when the old root will stay (--no-pivot)
     systemd_cgroup          where its own cgroup is, as a path below the mount points; "" for their tops
@@ -64,6 +65,7 @@ class Host:
         "kernel",
         "kernel_views",
         "last_cap",
+        "limits",
         "made_at",
         "resctrl",
         "security_modules",
@@ -95,6 +97,7 @@ class Host:
         self.copied: dict[str, list[list[object]]] = {}
         self.home = ""
         self.stdio_pipes: tuple[int, ...] = ()
+        self.limits: dict[str, str] = {}
         self.resctrl = ""
         self.kernel_views: tuple[str, ...] = ()
         self.systemd = ""
@@ -231,6 +234,8 @@ def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
         path = spec.root.path if spec.root else ""
         root, file = place(spec.mounts, path if path.startswith("/") else f"{bundle}/{path}", bundle)
         host.home = home(root, process.user.uid, file)
+    if process is not None and process.rlimits and any(each.type == "user" for each in spec.linux.namespaces):
+        probe_limits(host, process)
     if spec.linux.intel_rdt is not None:
         host.resctrl = resctrl()
     for mount in spec.mounts:
@@ -242,6 +247,15 @@ def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
     if any(_looks_at_image(mount) for mount in spec.mounts):
         _probe_places(host, spec, bundle)
     host.direct_sources = tuple(direct)
+
+
+def probe_limits(host: Host, process: Process) -> None:
+    """Fill `limits` with ours of the kinds that `process` has."""
+    from resource import getrlimit
+
+    for limit in process.rlimits:
+        soft, hard = getrlimit(RLIMITS[limit.type])
+        host.limits[limit.type] = f"{soft % 2**64} {hard % 2**64}"
 
 
 def resctrl() -> str:

@@ -15,6 +15,13 @@ from typing import Any
 import pytest
 from containers import CGROUPS, Box, box, needed  # noqa: F401 - a fixture
 
+from pyoci.container.advice import effective
+from pyoci.host import probe
+from pyoci.kernel.capabilities import CAPABILITIES
+from pyoci.plan.container import PlanOptions, plan_container
+from pyoci.plan.ops import Struct, walk
+from pyoci.spec.load import load
+
 pytestmark = needed
 V1 = (CGROUPS / "cpu").is_dir()
 V2_ALONE = "umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup"
@@ -68,6 +75,56 @@ def test_device_rules_replace_those_of_a_container_before(box: Box) -> None:  # 
         assert layout.run(f"{{ {script}; }} 2>/dev/null; exit 0") == "zero\nrandom\n"
     finally:
         layout("rmdir", str(cgroup))
+
+
+HIGH = [{"type": "RLIMIT_NOFILE", "soft": 700, "hard": 900}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]
+
+
+def in_a_user_namespace(box: Box) -> None:  # noqa: F811
+    box.namespace("user")
+    box.linux["uidMappings"] = box.linux["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 1000}]
+    for path in (box.folder, *box.folder.parents):
+        if path.stat().st_mode & 0o005 != 0o005:
+            path.chmod(path.stat().st_mode | 0o055)
+    (box.rootfs / "tmp").chmod(0o777)
+    box.process["rlimits"] = HIGH
+
+
+def test_a_hard_limit_is_raised_before_the_user_namespace(box: Box) -> None:  # noqa: F811
+    """Nobody can raise one from within (setrlimit(2)).  The soft one is then still ours: init needs descriptors."""
+    in_a_user_namespace(box)
+    host, options = probe(), PlanOptions("c", "/b")
+    host.limits = {"RLIMIT_NOFILE": "300 400", "RLIMIT_CORE": "0 0"}
+    spec = load(json.dumps(box.config).encode())
+    ops = [op for op in walk(plan_container(spec, host, options).ops) if op.call in ("prlimit64", "clone3")]
+    assert [op.call for op in ops] == ["prlimit64", "clone3", "prlimit64", "prlimit64"]
+    limits = [op.args[2] for op in (ops[0], ops[2])]
+    assert [each.fields for each in limits if isinstance(each, Struct)] == [
+        {"rlim_cur": 300, "rlim_max": 900}, {"rlim_cur": 700, "rlim_max": 900},
+    ]  # fmt: skip
+    host.limits = {"RLIMIT_NOFILE": "300 900"}
+    assert [op.call for op in walk(plan_container(spec, host, options).ops)].count("prlimit64") == 2
+
+
+def test_a_hard_limit_above_ours_in_a_user_namespace(box: Box) -> None:  # noqa: F811
+    """Of the container's process, of startContainer hooks and of exec."""
+    if not effective() >> CAPABILITIES["CAP_SYS_RESOURCE"] & 1:
+        pytest.skip("raising a limit needs CAP_SYS_RESOURCE: test_vm.py has it")
+    in_a_user_namespace(box)
+    script = "ulimit -Sn; ulimit -Hn"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"({script}) >/tmp/hook"]}
+    box.config["hooks"] = {"startContainer": [hook]}
+    box.process["args"] = ["sh", "-c", f"({script}) >/tmp/out; exec sleep 100"]
+    box.write()
+    lower = ["sh", "-c", 'ulimit -Sn 300; ulimit -Hn 400; exec "$@"', "sh"]
+    run = ("run", "--detach", "--bundle", str(box.bundle), box.id)
+    for words, shown in ((run, ""), (("exec", box.id, "sh", "-c", script), "700\n900\n")):
+        with (box.folder / "said").open("w+") as said:
+            null = subprocess.DEVNULL
+            subprocess.run([*lower, *box.command(*words)], check=True, stdin=null, stdout=said, stderr=said, timeout=60)
+            said.seek(0)
+            assert said.read() == shown
+    assert box.output("out").split() == box.output("hook").split() == ["700", "900"]
 
 
 @pytest.mark.parametrize("change", ["", "read-only", "without a cgroup namespace", "another user"])

@@ -8,7 +8,7 @@ from errno import EBUSY, ENOENT, EOPNOTSUPP
 from pyoci import log
 from pyoci.container.perform import write_pid_file
 from pyoci.errors import NotFound, PyociError, WrongState
-from pyoci.host import lacks_home, probe
+from pyoci.host import lacks_home, probe, probe_limits
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Died, Failure, Session, perform_write, template
 from pyoci.options import absolute, read_document
@@ -194,6 +194,8 @@ def _enter(  # noqa: PLR0913 - what exec has found out
         from pyoci.host import probe_security_modules
 
         probe_security_modules(host)
+    if process.rlimits and state.user_namespace:
+        probe_limits(host, process)
     if lacks_home(process.env):
         _probe_home(host, state, process, pidfd)
     seccomp = spec.linux.seccomp
@@ -369,6 +371,8 @@ def hook_spawner(kind: str, state: State, host: Host, root: str = "", spec: Spec
             from pyoci.host import probe_home
 
             probe_home(host, state.pid, process.user.uid)
+        if process is not None and process.rlimits and state.user_namespace:
+            probe_limits(host, process)
     if seccomp is not None:
         from pyoci.kernel.seccomp import filter_flags, notifies
         from pyoci.seccomp import cached

@@ -164,6 +164,10 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     if process is not None and process.oom_score_adj is not None:
         # inherited by the container; before we stop being dumpable, which would make the file root's
         ops += write_file(k.AT_FDCWD, b"/proc/self/oom_score_adj", str(process.oom_score_adj), "/process/oomScoreAdj")
+    if process is not None and host.limits:
+        from pyoci.plan.entry import raised_limits
+
+        ops += raised_limits(process, host)
     if process is not None and (process.apparmor_profile or process.selinux_label):
         from pyoci.plan.labels import labels
 

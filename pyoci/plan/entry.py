@@ -10,9 +10,11 @@ from pyoci.plan.ops import Blob, Op, Struct
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.host import Host
+    from pyoci.spec.types import Process
 
 LIFECYCLE = "runtime.md#lifecycle"
 NAME = b"pyoci:init"
+RAISING = "raising a hard limit needs CAP_SYS_RESOURCE on the host"
 # how many descriptors the launcher may add behind the standard streams and those that the caller hands through
 DESCRIPTORS = 3
 
@@ -30,6 +32,18 @@ def shed(preserve_fds: int, origin: str = LIFECYCLE, more: int = 0) -> list[Op]:
 def default_signals(origin: str = LIFECYCLE) -> list[Op]:
     """The two signals that the C library keeps for itself, and so cannot reset for us when the caller ignores them."""
     return [Op("rt_sigaction", (number, Struct("sigaction"), 0, 8), origin) for number in (32, 33)]
+
+
+def raised_limits(process: Process, host: Host) -> list[Op]:
+    """Hard limits that are above ours: from within a user namespace nobody may raise one (setrlimit(2)).  The soft ones
+    stay as they are, so that init has what it needs."""
+    ops: list[Op] = []
+    for index, limit in enumerate(process.rlimits):
+        soft, _, hard = host.limits.get(limit.type, "").partition(" ")
+        if hard and limit.hard > int(hard):
+            ours = Struct("rlimit64", rlim_cur=int(soft), rlim_max=limit.hard)
+            ops.append(Op("prlimit64", (0, k.RLIMITS[limit.type], ours, 0), f"/process/rlimits/{index}", hint=RAISING))
+    return ops
 
 
 # as many as any kernel can be built for (CONFIG_NR_CPUS)

@@ -16,6 +16,7 @@ from pyoci.plan.entry import (
     every_processor,
     granted_capabilities,
     own_keyring,
+    raised_limits,
     shed,
 )
 from pyoci.plan.ops import RUNTIME, Op, Ref, Struct, Vector
@@ -169,6 +170,7 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
         from pyoci.plan.labels import labels
 
         ops += labels(process, host)
+    ops += raised_limits(process, host)
     affinity = process.exec_cpu_affinity or {}
     if affinity:
         from pyoci.plan import tuning
@@ -238,6 +240,8 @@ def plan_hook(  # noqa: PLR0913 - the inputs are these
     directory  where it is run, if it can be entered; the specification says nothing of that
     """
     ops = _begin(0, origin)
+    if process is not None and host is not None:
+        ops += raised_limits(process, host)
     ops += enter(target, origin, True)
     if directory:
         path = directory.encode("utf-8", "surrogateescape")

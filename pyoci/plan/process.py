@@ -16,6 +16,7 @@ from errno import EACCES, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, E
 from pyoci.kernel import flags as k
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.seccomp import SECCOMP_FILTER_FLAG_NEW_LISTENER
+from pyoci.plan.entry import RAISING
 from pyoci.plan.ops import Address, Asset, Blob, Buffer, Op, Ref, Struct, Vector
 from pyoci.plan.paths import HANDLE, SCOPED, close, openat2, to_bytes
 
@@ -168,7 +169,7 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
             "prlimit64",
             (0, k.RLIMITS[limit.type], Struct("rlimit64", rlim_cur=limit.soft, rlim_max=limit.hard), 0),
             f"/process/rlimits/{index}",
-            hint="raising a hard limit needs CAP_SYS_RESOURCE on the host",
+            hint=RAISING,
         )
         for index, limit in enumerate(process.rlimits)
     ]
