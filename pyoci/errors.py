@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+# The pointer of a whole document is the empty string (RFC 6901), which nobody would see in a line of text.
+WHOLE = "(whole document)"
+
 # here, because where there is no descriptor left nothing can be imported any more
 OPEN_FILES = "the limit of open files is too low for this container: raise it (ulimit -n)"
 
@@ -38,7 +41,7 @@ class UsageError(PyociError):
 
 
 class Problem:
-    """One thing wrong in a document: where (JSON pointer), what, and the clause that says so (may be empty)."""
+    """One thing wrong in a document: where (JSON pointer, "" for all of it), what, and the clause, if any."""
 
     __slots__ = ("clause", "message", "pointer")
 
@@ -49,7 +52,7 @@ class Problem:
 
     def __str__(self) -> str:
         clause = f" ({self.clause})" if self.clause else ""
-        return f"{self.pointer or '/'}: {self.message}{clause}"
+        return f"{self.pointer or WHOLE}: {self.message}{clause}"
 
 
 class ConfigError(PyociError):

@@ -7,7 +7,7 @@ of a container.
 
 from __future__ import annotations
 
-from pyoci.errors import ConfigError, PyociError
+from pyoci.errors import WHOLE, ConfigError, PyociError
 from pyoci.jsonplaces import Places
 from pyoci.jsontext import JSONError, escape, loads, quote
 
@@ -48,7 +48,7 @@ class Finding:
     def __str__(self) -> str:
         from pyoci.spec.read import printable
 
-        where = printable(self.pointer) or "/"
+        where = printable(self.pointer) or WHOLE
         if len(where) > 300:
             where = f"{where[:200]}...{where[-50:]}"
         text = f"{self.line}:{self.column}: {self.level}: {where}: {self.message}"
