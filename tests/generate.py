@@ -15,7 +15,7 @@ from pyoci.kernel import scheduling
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.flags import NAMESPACES, RLIMITS
 from pyoci.plan.container import PlanOptions
-from pyoci.spec.tuning_rules import WITH_PRIORITY
+from pyoci.spec.tuning_rules import RELATIVE, STATIC, WITH_PRIORITY, WITHOUT_NODES
 
 Json = dict[str, Any]
 
@@ -62,7 +62,8 @@ def schedulers(draw: st.DrawFn) -> Json:
     if policy in WITH_PRIORITY:
         asked["priority"] = draw(st.integers(1, 99))
     elif policy == "SCHED_DEADLINE":
-        asked |= {"runtime": draw(st.integers(0, 2**64 - 1)), "deadline": 2, "period": 3}
+        runtime, deadline, period = sorted(draw(st.tuples(*[st.integers(1024, 2**63 - 1)] * 3)))
+        asked |= {"runtime": runtime, "deadline": deadline, "period": draw(st.sampled_from((0, period)))}
     else:
         asked["nice"] = draw(st.integers(-20, 19))
     if draw(st.booleans()):
@@ -93,6 +94,22 @@ processes = st.fixed_dictionaries(
         "selinuxLabel": st.sampled_from(("", "system_u:system_r:container_t:s0:c1,c2")),
     },
 )
+
+
+
+@st.composite
+def memory_policies(draw: st.DrawFn) -> Json:
+    mode = draw(st.sampled_from(sorted(scheduling.MEMORY_MODES)))
+    asked: Json = {"mode": mode}
+    if mode not in WITHOUT_NODES and (mode != "MPOL_PREFERRED" or draw(st.booleans())):
+        asked["nodes"] = draw(lists)
+    flags = draw(st.lists(st.sampled_from(sorted(scheduling.MEMORY_FLAGS)), unique=True, max_size=2))
+    if "nodes" not in asked:
+        flags = []
+    elif {STATIC, RELATIVE} <= set(flags):
+        flags.remove(STATIC)
+    return asked | ({"flags": flags} if draw(st.booleans()) else {})
+
 
 ATTRIBUTES = (
     "ro",
@@ -265,15 +282,12 @@ def documents(draw: st.DrawFn) -> Json:
             resources=resources,
             seccomp=seccomp,
             rootfsPropagation=st.sampled_from(PROPAGATIONS),
-            maskedPaths=st.lists(places, max_size=2),
-            readonlyPaths=st.lists(places, max_size=2),
+            maskedPaths=st.lists(places.filter(lambda place: place != "/"), max_size=2),
+            readonlyPaths=st.lists(places.filter(lambda place: place != "/"), max_size=2),
             cgroupsPath=st.sampled_from(("/group", "relative/group")),
             mountLabel=st.just("system_u:object_r:container_file_t:s0"),
             personality=st.fixed_dictionaries({"domain": st.sampled_from(sorted(scheduling.PERSONALITIES))}),
-            memoryPolicy=st.fixed_dictionaries(
-                {"mode": st.sampled_from(sorted(scheduling.MEMORY_MODES)), "nodes": lists},
-                optional={"flags": st.lists(st.sampled_from(sorted(scheduling.MEMORY_FLAGS)), unique=True)},
-            ),
+            memoryPolicy=memory_policies(),
         )
     )
     document["linux"] = linux

@@ -130,9 +130,11 @@ def test_seccomp() -> None:
 
 def test_memory_policy() -> None:
     for mode in (*LINUX["memoryPolicy"]["modes"], "MPOL_X"):
-        assert accepted("/linux/memoryPolicy", {"mode": mode}) == (mode != "MPOL_X"), mode
+        nodes = "" if mode in ("MPOL_DEFAULT", "MPOL_LOCAL") else "0"
+        assert accepted("/linux/memoryPolicy", {"mode": mode, "nodes": nodes}) == (mode != "MPOL_X"), mode
     for flag in (*LINUX["memoryPolicy"]["flags"], "MPOL_F_X"):
-        assert accepted("/linux/memoryPolicy", {"mode": "MPOL_BIND", "flags": [flag]}) == (flag != "MPOL_F_X"), flag
+        asked = {"mode": "MPOL_BIND", "nodes": "0", "flags": [flag]}
+        assert accepted("/linux/memoryPolicy", asked) == (flag != "MPOL_F_X"), flag
 
 
 @pytest.mark.parametrize(

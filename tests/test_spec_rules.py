@@ -114,6 +114,13 @@ GOOD: list[tuple[tuple[str, object], ...]] = [
     (("/linux/devices/-", {"path": "/dev/p", "type": "p", "major": -5, "minor": 2**40}),),
     (("/linux/cgroupsPath", "system.slice:pyoci:one"),),
     (("/linux/cgroupsPath", "relative/..path../x"),),
+    (("/linux/cgroupsPath", "/a/" * 100),),
+    (("/linux/maskedPaths", ["/a/..", "/..a"]),),
+    (("/process/user/additionalGids", [5] * 65536),),
+    (("/process/scheduler", {"policy": "SCHED_DEADLINE", "runtime": 1024, "deadline": 1024}),),
+    (("/process/scheduler", {"policy": "SCHED_DEADLINE", "flags": ["SCHED_FLAG_KEEP_PARAMS"]}),),
+    (("/linux/memoryPolicy", {"mode": "MPOL_PREFERRED"}),),
+    (("/linux/memoryPolicy", {"mode": "MPOL_DEFAULT", "nodes": "", "flags": ["MPOL_F_STATIC_NODES"]}),),
     *[(("/linux/rootfsPropagation", text),) for text in linux_rules.PROPAGATIONS],
     (("/linux/sysctl", {}), without_namespace("ipc")),
     (("/linux/sysctl/kernel.domainname", "x"), ("/domainname", MISSING)),
@@ -152,6 +159,16 @@ def other(**more: object) -> dict[str, object]:
     return {"policy": "SCHED_OTHER", **more}
 
 
+def deadline(runtime: int = 0, deadline: int = 0, period: int = 0, **more: object) -> tuple[tuple[str, object], ...]:
+    numbers = {"runtime": runtime, "deadline": deadline, "period": period}
+    return changes(("/process/scheduler", {"policy": "SCHED_DEADLINE", **numbers, **more}))
+
+
+def policy(mode: str, nodes: str = "", *flags: str) -> tuple[tuple[str, object], ...]:
+    names = [f"MPOL_F_{flag}_NODES" for flag in flags]
+    return changes(("/linux/memoryPolicy", {"mode": mode, "nodes": nodes, "flags": names}))
+
+
 # (pointer of the problem, part of its message, changes); without changes other than a value: (pointer, part, value)
 WRONG_DEVICES = (
     ("", "is not a name"), ("..", "is not a name"), ("a/b", "a slash"), ("a b", "white space"), ("a:b", "a colon"),
@@ -185,6 +202,7 @@ BAD: list[tuple[str, str, object]] = [
     ("/process/user/gid", "1000 is not mapped into the user namespace", 1000),
     ("/process/user/additionalGids/0", "1000 is not mapped into the user namespace", 1000),
     ("/process/user/umask", "must be an integer from 0 to 511 (0o777), not 512", 512),
+    ("/process/user/additionalGids", "must not have more than 65536 items, but has 65537", [5] * 65537),
     ("/process/consoleSize/height", "from 0 to 65535", 65536),
     ("/process/consoleSize/width", "is required", MISSING),
     ("/process/rlimits/0/type", '"RLIMIT_NOPE" is not one of RLIMIT_AS, ', "RLIMIT_NOPE"),
@@ -266,6 +284,7 @@ BAD: list[tuple[str, str, object]] = [
     ("/linux/cgroupsPath", "must not have '..' as a component", "/a/../../b"),
     ("/linux/cgroupsPath", "must not have '..' as a component", ".."),
     ("/linux/cgroupsPath", "must not have a line break", "/a\nb"),
+    ("/linux/cgroupsPath", "must not have more than 100 components, but has 101", "/a/" * 101),
     *[(f"/linux/sysctl/{key}", "is not a parameter of a namespace: it would change the host", "1")
       for key in ("kernel.panic", "vm.swappiness", "fs.file-max", "kernel~1sem~1x", "netx.a",
                   "kernel.shmmax.x", "user.x",
@@ -308,6 +327,8 @@ BAD: list[tuple[str, str, object]] = [
     ("/linux/rootfsPropagation", '"sharing" is not one of shared,', "sharing"),
     ("/linux/maskedPaths/0", 'must be an absolute path, not "proc"', "proc"),
     ("/linux/readonlyPaths/0", "must be an absolute path", ""),
+    *[("/linux/maskedPaths/0", "must not be the root itself", path) for path in ("/", "//", "/.", "/..")],
+    ("/linux/readonlyPaths/0", "must not be the root itself: /root/readonly makes that read-only", "/"),
     ("/linux/resources/devices/0/allow", "is required", MISSING),
     ("/linux/resources/devices/1/type", '"u" is not one of a, b, c', "u"),
     ("/linux/resources/devices/1/access", "must be a composition of r, w and m", "rx"),
@@ -387,6 +408,10 @@ BAD: list[tuple[str, str, object]] = [
     ("/process/scheduler/priority", "is required", changes(("/process/scheduler", {"policy": "SCHED_FIFO"}))),
     ("/process/scheduler/priority", "from 1 to 99", changes(
         ("/process/scheduler", {"policy": "SCHED_RR", "priority": 100}))),
+    ("/process/scheduler/runtime", "must not be less than 1024 (nanoseconds), but is 1023", deadline(1023, 5000, 5000)),
+    ("/process/scheduler/deadline", "must not be less than runtime 5000, but is 4999", deadline(5000, 4999)),
+    ("/process/scheduler/period", "must be 0, or not less than deadline 5001", deadline(5000, 5001, 5000)),
+    ("/process/scheduler/period", "less than 2^63", deadline(5000, 5000, 2**63)),
     ("/process/scheduler/flags/0", "is not one of SCHED_FLAG_", changes(("/process/scheduler", other(flags=["X"])))),
     ("/process/ioPriority/priority", "is required", changes(("/process/ioPriority", {"class": "IOPRIO_CLASS_BE"}))),
     ("/process/ioPriority/priority", "from 0 to 7", changes(
@@ -403,11 +428,19 @@ BAD: list[tuple[str, str, object]] = [
     ("/linux/memoryPolicy/mode", "is required", changes(("/linux/memoryPolicy", {"nodes": "0"}))),
     ("/linux/memoryPolicy/mode", "is not one of MPOL_DEFAULT", changes(("/linux/memoryPolicy", {"mode": "BIND"}))),
     ("/linux/memoryPolicy/flags/0", "is not one of MPOL_F_", changes(
-        ("/linux/memoryPolicy", {"mode": "MPOL_BIND", "flags": ["x"]}))),
+        ("/linux/memoryPolicy", {"mode": "MPOL_BIND", "nodes": "0", "flags": ["x"]}))),
     ("/linux/memoryPolicy/nodes", "is more than 1023", changes(
         ("/linux/memoryPolicy", {"mode": "MPOL_BIND", "nodes": "0,5000"}))),
     ("/linux/memoryPolicy/nodes", "neither a number nor a range", changes(
         ("/linux/memoryPolicy", {"mode": "MPOL_BIND", "nodes": "all"}))),
+    *[("/linux/memoryPolicy/nodes", f"{mode} has no nodes", policy(mode, "0"))
+      for mode in ("MPOL_DEFAULT", "MPOL_LOCAL")],
+    *[("/linux/memoryPolicy/nodes", f"is required: {mode} has at least one node", policy(mode, nodes))
+      for mode in ("MPOL_BIND", "MPOL_INTERLEAVE", "MPOL_WEIGHTED_INTERLEAVE", "MPOL_PREFERRED_MANY")
+      for nodes in ("", " , ")],
+    ("/linux/memoryPolicy/flags", "must not have both", policy("MPOL_BIND", "0", "STATIC", "RELATIVE")),
+    *[("/linux/memoryPolicy/flags", "without nodes", policy(mode, "", flag))
+      for mode in ("MPOL_LOCAL", "MPOL_PREFERRED") for flag in ("STATIC", "RELATIVE")],
 ]  # fmt: skip
 
 # (pointer, value) of each row of spec/unsupported.py

@@ -19,7 +19,8 @@ HINTS = {
     "SCHED_FIFO": REAL_TIME,
     "SCHED_RR": REAL_TIME,
     "SCHED_ISO": "the kernel has a number for SCHED_ISO, and no such policy",
-    "SCHED_DEADLINE": "it needs CAP_SYS_NICE on the host, runtime <= deadline <= period, and the host's free time",
+    "SCHED_DEADLINE": "it needs CAP_SYS_NICE on the host, free time of the host's, and a period within"
+    " /proc/sys/kernel/sched_deadline_period_min_us and sched_deadline_period_max_us",
 }
 
 

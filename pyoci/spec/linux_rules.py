@@ -25,6 +25,7 @@ MAX_MAJOR = 2**12 - 1  # the kernel's dev_t: 12 bits of major number,
 MAX_MINOR = 2**20 - 1  # 20 bits of minor number
 
 MAX_MAPPINGS = 340  # user_namespaces(7)
+MAX_DEPTH = 100  # of a cgroup: each level costs each of the kernel's accounts one more step
 
 
 def namespace(spec: Spec, kind: str) -> Namespace | None:
@@ -154,6 +155,8 @@ def cgroups_path(spec: Spec, report: Report) -> None:
             report.add("/linux/cgroupsPath", f"{shown(path)} must not have '..' as a component")
         if "\n" in path:
             report.add("/linux/cgroupsPath", f"{shown(path)} must not have a line break: cgroup names cannot")
+        if (depth := len([part for part in path.split("/") if part])) > MAX_DEPTH:
+            report.add("/linux/cgroupsPath", f"must not have more than {MAX_DEPTH} components, but has {depth}")
 
 
 def sysctl_path(key: str) -> str | None:
@@ -209,13 +212,16 @@ def masked_paths(spec: Spec, report: Report) -> None:
 
 def readonly_paths(spec: Spec, report: Report) -> None:
     """config-linux.md#readonly-paths: the values MUST be absolute paths in the container."""
-    _absolute(spec.linux.readonly_paths, "/linux/readonlyPaths", report)
+    _absolute(spec.linux.readonly_paths, "/linux/readonlyPaths", report, ": /root/readonly makes that read-only")
 
 
-def _absolute(paths: tuple[str, ...], where: str, report: Report) -> None:
+def _absolute(paths: tuple[str, ...], where: str, report: Report, rather: str = "") -> None:
     for index, path in enumerate(paths):
         if path[:1] != "/":
             report.add(f"{where}/{index}", f"must be an absolute path, not {shown(path)}")
+        elif all(part in ("", ".", "..") for part in path.split("/")):
+            # a mount over the root is under everybody's feet: nobody would see it
+            report.add(f"{where}/{index}", f"must not be the root itself{rather}")
 
 
 def resources(spec: Spec, report: Report) -> None:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
 WITH_PRIORITY = ("SCHED_FIFO", "SCHED_RR")
 OF_DEADLINE = ("runtime", "deadline", "period")
+WITHOUT_NODES = ("MPOL_DEFAULT", "MPOL_LOCAL")
+STATIC, RELATIVE = "MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"
+KEEP = {"SCHED_FLAG_KEEP_POLICY", "SCHED_FLAG_KEEP_PARAMS"}  # with these the numbers of config.json are not used
+SHORTEST = 1024  # nanoseconds of run time: what is less is lost in the kernel's arithmetic (sched(7))
 
 
 def process(process: Process, where: str, report: Report) -> None:
@@ -51,6 +55,25 @@ def _scheduler(asked: dict[str, object], where: str, report: Report) -> None:
     for name in OF_DEADLINE:
         if asked.get(name) and policy != "SCHED_DEADLINE":
             report.add(f"{where}/{name}", "must be 0 or absent: only SCHED_DEADLINE has it")
+    flags = asked.get("flags")
+    if policy == "SCHED_DEADLINE" and not (isinstance(flags, list) and KEEP & set(flags)):
+        _deadline(asked, where, report)
+
+
+def _deadline(asked: dict[str, object], where: str, report: Report) -> None:
+    """sched(7): 1024 <= runtime <= deadline <= period, and a period that is not given is the deadline."""
+    runtime, deadline, period = (value if isinstance(value := asked.get(name), int) else 0 for name in OF_DEADLINE)
+    if any(report.unreliable(f"{where}/{name}") for name in OF_DEADLINE):
+        return
+    if runtime < SHORTEST:
+        report.add(f"{where}/runtime", f"must not be less than {SHORTEST} (nanoseconds), but is {runtime}")
+    if deadline < runtime:
+        report.add(f"{where}/deadline", f"must not be less than runtime {runtime}, but is {deadline}")
+    if period and period < deadline:
+        report.add(f"{where}/period", f"must be 0, or not less than deadline {deadline}, but is {period}")
+    for name, value in zip(OF_DEADLINE, (runtime, deadline, period), strict=True):
+        if value >= 2**63:
+            report.add(f"{where}/{name}", f"must be less than 2^63 nanoseconds, but is {value}")
 
 
 def container(spec: Spec, report: Report) -> None:
@@ -73,6 +96,26 @@ def memory_policy(spec: Spec, report: Report) -> None:
             report.add("/linux/memoryPolicy/mode", one_of(mode, tuple(s.MEMORY_MODES)))
         _names(policy.get("flags"), tuple(s.MEMORY_FLAGS), "/linux/memoryPolicy/flags", report)
         _list(policy.get("nodes"), "/linux/memoryPolicy/nodes", report)
+        if isinstance(mode, str) and mode in s.MEMORY_MODES:
+            _nodes_of_mode(mode, policy, report)
+
+
+def _nodes_of_mode(mode: str, policy: dict[str, object], report: Report) -> None:
+    """set_mempolicy(2): which modes have nodes, and which flags go with which."""
+    where = "/linux/memoryPolicy"
+    nodes, flags = policy.get("nodes"), policy.get("flags")
+    named = set(flags) if isinstance(flags, list) else set()
+    if report.unreliable(f"{where}/nodes") or report.unreliable(f"{where}/flags"):
+        return
+    there = isinstance(nodes, str) and bool(nodes.strip(" ,"))
+    if there and mode in WITHOUT_NODES:
+        report.add(f"{where}/nodes", f"must be empty or absent: {mode} has no nodes")
+    if not there and mode not in (*WITHOUT_NODES, "MPOL_PREFERRED"):
+        report.add(f"{where}/nodes", f"is required: {mode} has at least one node")
+    if named >= {STATIC, RELATIVE}:
+        report.add(f"{where}/flags", f"must not have both {STATIC} and {RELATIVE}")
+    elif (mode == "MPOL_LOCAL" or (mode == "MPOL_PREFERRED" and not there)) and named & {STATIC, RELATIVE}:
+        report.add(f"{where}/flags", f"must not have {STATIC} or {RELATIVE} without nodes")
 
 
 def _names(value: object, known: tuple[str, ...], where: str, report: Report) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MINOR = 3  # of the newest version of the specification that this runtime knows
 
+MAX_GROUPS = 65536  # NGROUPS_MAX: setgroups(2)
 MAX_ID = 2**32 - 2  # 2^32-1 is (uid_t)-1: "do not change" to the kernel
 
 RLIMITS = tuple(sorted(flags.RLIMITS))
@@ -210,6 +211,8 @@ def user(process: Process, where: str, report: Report) -> None:
     for index, number in enumerate(process.user.additional_gids):
         if number > MAX_ID:
             report.add(f"{where}/user/additionalGids/{index}", f"must be an integer from 0 to {MAX_ID}, not {number}")
+    if (count := len(process.user.additional_gids)) > MAX_GROUPS:
+        report.add(f"{where}/user/additionalGids", f"must not have more than {MAX_GROUPS} items, but has {count}")
     if process.user.umask is not None and process.user.umask > 0o777:
         report.add(where + "/user/umask", f"must be an integer from 0 to 511 (0o777), not {process.user.umask}")
 
