@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # type in config.json -> its file in /proc/PID/ns (namespaces(7))
 NAMESPACE_FILES = {"mount": "mnt", "network": "net"}
+CLOCKS = {"monotonic": 1, "boottime": 7}  # clock_gettime(2)
+LATEST = 2**63 // 10**9 // 2  # seconds that a clock of a time namespace may show (KTIME_MAX / 2)
 SLEEPING = "its module may be loaded when it is mounted"
 
 
@@ -43,6 +45,8 @@ def examine_host(data: bytes, bundle: str, manager: str, rootless: bool | None) 
         *file_systems(spec),
         *namespaces(spec),
         *capabilities(spec, host),
+        *limits(spec, host),
+        *numbers(spec),
         *security(spec, host),
         *devices(spec),
     )
@@ -93,7 +97,9 @@ def files(spec: Spec, host: Host, bundle: str) -> Iterator[Finding]:
     ):
         for index, hook in enumerate(listed):
             if not posix.access(hook.path, posix.X_OK, effective_ids=True) or source_type(hook.path) == "dir":
-                yield Finding("error", f"/hooks/{kind}/{index}/path", f"{hook.path} cannot be executed")
+                # the failure of such a one is a warning (runtime.md#lifecycle)
+                level = "warning" if kind == "poststop" else "error"
+                yield Finding(level, f"/hooks/{kind}/{index}/path", f"{hook.path} cannot be executed")
 
 
 def file_systems(spec: Spec) -> Iterator[Finding]:
@@ -122,13 +128,79 @@ def capabilities(spec: Spec, host: Host) -> Iterator[Finding]:
     """What create would leave out with a warning."""
     if spec.process is None or spec.process.capabilities is None:
         return
+    from pyoci.kernel.capabilities import CAPABILITIES
     from pyoci.plan.entry import granted_capabilities
     from pyoci.plan.process import ungranted
 
     inside = any(each.type == "user" for each in spec.linux.namespaces)
     missing = ungranted(spec.process.capabilities, host, granted_capabilities(host, inside))
+    missing = [name for name in missing if name in CAPABILITIES]  # an unknown one is a finding of its own
     if missing:
         yield Finding("warning", "/process/capabilities", f"not ours to give, and left out: {', '.join(missing)}")
+
+
+def limits(spec: Spec, host: Host) -> Iterator[Finding]:
+    """What needs CAP_SYS_RESOURCE, where we have it not, or is beyond what the kernel gives anybody."""
+    from resource import getrlimit
+
+    from pyoci.cgroup.files import look
+    from pyoci.kernel.capabilities import CAPABILITIES
+    from pyoci.kernel.flags import RLIMITS
+
+    process = spec.process
+    if process is None:
+        return
+    able = host.initial_user_namespace and host.capabilities >> CAPABILITIES["CAP_SYS_RESOURCE"] & 1
+    for index, limit in enumerate(process.rlimits):
+        hard = getrlimit(RLIMITS[limit.type])[1] % 2**64
+        most = int(look("/proc/sys/fs/nr_open") or 0) if limit.type == "RLIMIT_NOFILE" else 0
+        where = f"/process/rlimits/{index}"
+        if most and limit.hard > most:
+            yield Finding("error", f"{where}/hard", f"{limit.hard} is more than /proc/sys/fs/nr_open, {most}")
+        elif limit.hard > hard and not able:
+            yield Finding("error", f"{where}/hard", f"{limit.hard} is above ours, {hard}, and needs CAP_SYS_RESOURCE")
+    score = process.oom_score_adj
+    if score is not None and not able and score < (ours := int(look("/proc/self/oom_score_adj") or 0)):
+        yield Finding("error", "/process/oomScoreAdj", f"{score} is below ours, {ours}, and needs CAP_SYS_RESOURCE")
+
+
+def numbers(spec: Spec) -> Iterator[Finding]:
+    """Processors, memory nodes, block devices and clocks that are there."""
+    from time import clock_gettime
+
+    from pyoci.cgroup.files import look
+    from pyoci.kernel.scheduling import mask
+
+    processors = mask(look("/sys/devices/system/cpu/online").decode().strip())
+    nodes = mask(look("/sys/devices/system/node/online").decode().strip() or "0")
+    resources, policy = spec.linux.resources, spec.linux.memory_policy or {}
+    cpu = resources.cpu if resources is not None else None
+    for where, asked, there, what in (
+        ("/linux/resources/cpu/cpus", cpu and cpu.cpus, processors, "processors"),
+        ("/linux/resources/cpu/mems", cpu and cpu.mems, nodes, "memory nodes"),
+    ):
+        if asked and mask(asked) & ~there:
+            yield Finding("error", where, f"has {what} that are not there, or not online")
+    wanted = 0 if "MPOL_F_RELATIVE_NODES" in str(policy.get("flags")) else mask(str(policy.get("nodes") or ""))
+    if wanted and not wanted & nodes:
+        yield Finding("error", "/linux/memoryPolicy/nodes", "has no memory node that is there")
+    block = resources.block_io if resources is not None else None
+    if block is not None:
+        for name, listed in (
+            ("throttleReadBpsDevice", block.throttle_read_bps_device),
+            ("throttleWriteBpsDevice", block.throttle_write_bps_device),
+            ("throttleReadIOPSDevice", block.throttle_read_iops_device),
+            ("throttleWriteIOPSDevice", block.throttle_write_iops_device),
+        ):
+            for index, device in enumerate(listed):
+                if not posix.access(f"/sys/dev/block/{device.major}:{device.minor}", posix.F_OK):
+                    message = f"there is no block device {device.major}:{device.minor}"
+                    yield Finding("error", f"/linux/resources/blockIO/{name}/{index}", message)
+    for clock, (seconds, _) in spec.linux.time_offsets.items():
+        now = clock_gettime(CLOCKS[clock])
+        if not 0 <= now + seconds <= LATEST:
+            message = f"the clock would be {'before' if seconds < 0 else '146 years after'} the start of the machine"
+            yield Finding("error", f"/linux/timeOffsets/{clock}/secs", message)
 
 
 def security(spec: Spec, host: Host) -> Iterator[Finding]:

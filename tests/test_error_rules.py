@@ -89,6 +89,12 @@ def occupied(box: Box) -> None:
     box.linux["devices"] = [{"path": "/dev/taken", "type": "c", "major": 1, "minor": 3}]
 
 
+def before_the_start(box: Box) -> None:
+    """A clock that began a billion seconds ago."""
+    box.namespace("time")
+    box.linux["timeOffsets"] = {"monotonic": {"secs": -(10**9)}}
+
+
 CORE = {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}
 FILTER = {"defaultAction": "SCMP_ACT_ALLOW"}
 # (pointer that the error names, part of what it says, change)
@@ -103,6 +109,12 @@ ERRORS: dict[str, tuple[str, str, Change]] = {
         "/mounts", "", lambda box: box.mount("/x", "no-such-fs", "none")),
     "ociVersion": ("/ociVersion", "is not a SemVer", put("/ociVersion", "invalid")),
     "ociVersion of another major version": ("/ociVersion", "not supported", put("/ociVersion", "2.0.0")),
+    "a clock that would be before the start of the machine": ("/linux/timeOffsets", "146 years", before_the_start),
+    "more processes than there are numbers": ("/linux/resources/pids/limit", "no more than 4194304", put(
+        "/linux/resources/pids", {"limit": 2**40})),
+    "the root as a masked path": ("/linux/maskedPaths/0", "the root itself", put("/linux/maskedPaths", ["/."])),
+    "the root as a read-only path": ("/linux/readonlyPaths/0", "/root/readonly", put("/linux/readonlyPaths", ["/"])),
+    "cgroups one in another": ("/linux/cgroupsPath", "100 components", put("/linux/cgroupsPath", "/a" * 1500)),
     "root is missing": ("/root", "required", lambda box: box.config.pop("root")),
     "leaf weights, which Linux has no more": ("/linux/resources/blockIO/leafWeight", "5.0", put(
         "/linux/resources/blockIO", {"leafWeight": 100})),

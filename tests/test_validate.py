@@ -311,6 +311,17 @@ def test_unknown_names_are_errors_to_the_strict(tmp_path: Path) -> None:
     assert "warning: /windows: is of another platform" in strict.stdout
 
 
+@pytest.mark.parametrize("text", ["[]", "5", "null", '""'])
+def test_a_document_that_is_none_is_named_as_a_whole(tmp_path: Path, text: str) -> None:
+    """RFC 6901: the pointer of a document is the empty string, and "/" is that of its member ""."""
+    (tmp_path / "config.json").write_text(text)
+    shown = json.loads(ask("--format", "json", cwd=tmp_path).stdout)["findings"]
+    assert [(each["pointer"], each["line"], each["column"]) for each in shown] == [("", 1, 1)]
+    assert "config.json:1:1: error: (whole document): must be an object" in ask(cwd=tmp_path).stdout
+    with pytest.raises(ConfigError, match=r"config.json: \(whole document\): must be an object"):
+        load(text.encode())
+
+
 def test_every_duplicate_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": 1,\n"a": {"b": 1, "b": 2},\n"c": 1}')
     done = ask(str(tmp_path))
@@ -331,6 +342,49 @@ def test_what_this_host_cannot_do(tmp_path: Path) -> None:
     assert done.returncode == 1, done
     for words in ("/source: /no/such/source does not", "nosuchfs", "/no/such/ns does not", "/no/such/hook cannot"):
         assert words in done.stdout, words
+    # create and delete succeed without it (runtime.md#lifecycle)
+    assert "warning: /hooks/poststop/0/path: /no/such/hook cannot be executed" in done.stdout
+
+
+# (what this host cannot do, where it is said, what is said)
+TOO_MUCH: list[tuple[str, str, object]] = [
+    ("/process/rlimits/0/hard", "is more than /proc/sys/fs/nr_open", {
+        "type": "RLIMIT_NOFILE", "soft": 0, "hard": 2**63}),
+    ("/linux/resources/cpu/cpus", "processors that are not there", {"cpu": {"cpus": "0,1000"}}),
+    ("/linux/resources/cpu/mems", "memory nodes that are not there", {"cpu": {"mems": "1000"}}),
+    ("/linux/resources/blockIO/throttleReadBpsDevice/0", "no block device 4000:1", {
+        "blockIO": {"throttleReadBpsDevice": [{"major": 4000, "minor": 1, "rate": 1}]}}),
+    ("/linux/timeOffsets/monotonic/secs", "before the start", {"monotonic": {"secs": -(10**9)}}),
+    ("/linux/timeOffsets/boottime/secs", "146 years after", {"boottime": {"secs": 2**62}}),
+    ("/linux/memoryPolicy/nodes", "no memory node that is there", {"mode": "MPOL_BIND", "nodes": "1000"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pointer", "words", "value"), TOO_MUCH, ids=[row[0] for row in TOO_MUCH])
+def test_numbers_that_this_host_has_not(tmp_path: Path, pointer: str, words: str, value: Any) -> None:
+    """They are right in themselves; create fails with them (tests/test_error_rules.py), and --host says so before."""
+    (tmp_path / "rootfs").mkdir()
+    document = copy.deepcopy(BASE)
+    if "rlimits" in pointer:
+        document["process"]["rlimits"] = [value]
+    elif "resources" in pointer:
+        document["linux"]["resources"] |= value
+    else:
+        document["linux"]["namespaces"].append({"type": "time"})
+        document["linux"][pointer.split("/")[2]] = value
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    assert ask(str(tmp_path)).returncode == 0
+    done = ask(str(tmp_path), "--host")
+    (said,) = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert done.returncode == 1 and f"error: {pointer}: " in said and words in said, said
+
+
+def test_a_capability_that_nobody_knows_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "rootfs").mkdir()
+    document = copy.deepcopy(BASE)
+    document["process"]["capabilities"] = {"bounding": ["CAP_NO_SUCH"]}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    assert ask(str(tmp_path), "--host").stdout.count("warning") == 2  # the finding, and "1 warning"
 
 
 def test_security_modules_of_this_host_are_judged_as_create_judges_them(tmp_path: Path) -> None:

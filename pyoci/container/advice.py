@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EINVAL, EMFILE, ENFILE, ENOENT, ENOSPC, ENOTDIR, EPERM
+from errno import EACCES, EINVAL, EMFILE, ENFILE, ENOENT, ENOSPC, ENOTDIR, EPERM, ERANGE
 
 from pyoci.errors import OPEN_FILES
 from pyoci.kernel.capabilities import CAPABILITIES
@@ -34,6 +34,11 @@ NEEDS = {
 }
 DEVICES = "/linux/resources/devices"
 MAPS = {"/linux/uidMappings": "CAP_SETUID", "/linux/gidMappings": "CAP_SETGID"}
+# (an op's origin, errno): what it means there
+REMEDIES = {
+    ("/linux/timeOffsets", ERANGE): "a clock must stay between 0 and 2^62 nanoseconds, which are 146 years",
+    ("/linux/resources/pids/limit", EINVAL): "the kernel takes no more than 4194304; -1 is no limit",
+}
 # move_mount(2) says "invalid argument" where mount(2) says "not a directory", which engines have an explanation for.
 UNLIKE = "the source or its place may be not a directory: a directory goes on a directory only, and a file on a file"
 
@@ -69,6 +74,8 @@ def advise(op: Op, number: int, root: str = "", detail: str = "") -> str:
             "mounts cover parts of this host's own, which a new one would reveal: take them away, or bind the host's"
             ' (options ["rbind"])'
         )
+    if (remedy := REMEDIES.get((op.origin, number))) is not None:
+        return remedy
     if number == EPERM:
         return _in_user_namespace(op) if posix.geteuid() else _capability(op)
     if number == EACCES and root and op.args[:1] == (Ref("rootfs"),):
