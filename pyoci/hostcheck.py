@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyoci.host import Host
-    from pyoci.spec.types import Spec
+    from pyoci.spec.types import Seccomp, Spec
 
 # type in config.json -> its file in /proc/PID/ns (namespaces(7))
 NAMESPACE_FILES = {"mount": "mnt", "network": "net"}
@@ -86,7 +86,9 @@ def files(spec: Spec, host: Host, bundle: str) -> Iterator[Finding]:
         yield Finding("error", "/root/path", f"{root} is not a directory")
     for index, mount in enumerate(spec.mounts):
         source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
-        if host.source_types.get(source) == "none" and "remount" not in mount.options and mount.source:
+        if not {"bind", "rbind"} & set(mount.options) or "remount" in mount.options or not mount.source:
+            continue
+        if host.source_types.get(source) == "none":
             yield Finding("error", f"/mounts/{index}/source", f"{source} does not exist, or cannot be looked at")
     for kind, listed in (
         ("prestart", spec.hooks.prestart),
@@ -222,11 +224,26 @@ def security(spec: Spec, host: Host) -> Iterator[Finding]:
         from pyoci.commands.version import libseccomp
         from pyoci.kernel.seccomp import notifies
 
-        if not libseccomp():
+        if libseccomp():
+            yield from _filter(spec.linux.seccomp, host)
+        else:
             yield Finding("error", "/linux/seccomp", "libseccomp is not installed")
         path = spec.linux.seccomp.listener_path
         if notifies(spec.linux.seccomp) and path.startswith("/") and not posix.access(path, posix.F_OK):
             yield Finding("error", "/linux/seccomp/listenerPath", "no seccomp agent listens there")
+
+
+def _filter(seccomp: Seccomp, host: Host) -> Iterator[Finding]:
+    """What the installed libseccomp does not compile."""
+    from pyoci.seccomp import compile
+
+    try:
+        compile(seccomp, host.arch)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield Finding("error", problem.pointer, problem.message)
+    except PyociError as error:
+        yield Finding("error", "/linux/seccomp", str(error).removeprefix("/linux/seccomp: "))
 
 
 def devices(spec: Spec) -> Iterator[Finding]:

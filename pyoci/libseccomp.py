@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LIBRARY = "libseccomp.so.2"
 EPERM = 1
 EEXIST = 17
+EDOM = 33
 BAD_ARCHITECTURE = 0
 ARCHITECTURE_PREFIX = "SCMP_ARCH_"
 BINARY_TREE = 2
@@ -165,6 +166,8 @@ def _architectures(library: ctypes.CDLL, context: int, seccomp: Seccomp, arch: s
         if token == BAD_ARCHITECTURE:
             raise _bad(pointer, f"{name!r} is not an architecture that the installed {LIBRARY} knows")
         result = library.seccomp_arch_add(context, token)
+        if result == -EDOM:
+            raise _bad(pointer, f"{name} has another byte order than {arch}, and no filter can be for both")
         if result != -EEXIST:
             _check(result, pointer, f"seccomp_arch_add({name})")
             tokens.append(token)

@@ -22,6 +22,7 @@ from pyoci import seccomp as cache
 from pyoci.errors import ConfigError, PyociError
 from pyoci.kernel.seccomp import (
     ACTIONS,
+    ERRNO_MAX,
     FLAGS,
     SECCOMP_FILTER_FLAG_LOG,
     SECCOMP_FILTER_FLAG_NEW_LISTENER,
@@ -361,6 +362,16 @@ def test_every_architecture(name: str) -> None:
         assert error.problems[0].pointer == "/linux/seccomp/architectures/0"
     else:
         assert name in NEWER
+
+
+@pytest.mark.parametrize("action", sorted(ERRNO_MAX))
+def test_the_largest_errno(action: str) -> None:
+    """What spec/seccomp_rules.py lets through libseccomp compiles, as the default too."""
+    most = ERRNO_MAX[action]
+    program = cache.compile(profile(default=action, errno_ret=most), ARCH)
+    assert simulate(program, numbers(ARCH)["getcwd"], ARCH) == ACTIONS[action] | most
+    program = cache.compile(profile(rule("getcwd", action, most)), ARCH)
+    assert simulate(program, numbers(ARCH)["getcwd"], ARCH) == ACTIONS[action] | most
 
 
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64"])

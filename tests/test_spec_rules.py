@@ -380,7 +380,7 @@ BAD: list[tuple[str, str, object]] = [
     ("/linux/seccomp/defaultAction", "is required", MISSING),
     ("/linux/seccomp/defaultErrnoRet", "must be absent: SCMP_ACT_ALLOW returns no errno",
      (("/linux/seccomp/defaultAction", "SCMP_ACT_ALLOW"),)),
-    ("/linux/seccomp/defaultErrnoRet", "from 0 to 4095", 4096),
+    ("/linux/seccomp/defaultErrnoRet", "from 0 to 4094", 4095),
     ("/linux/seccomp/architectures/0", '"x86_64" is not one of SCMP_ARCH_X86,', "x86_64"),
     ("/linux/seccomp/flags/0", '"LOG" is not one of SECCOMP_FILTER_FLAG_TSYNC', "LOG"),
     ("/linux/seccomp/listenerMetadata", "must be absent without listenerPath",

@@ -379,6 +379,27 @@ def test_numbers_that_this_host_has_not(tmp_path: Path, pointer: str, words: str
     assert done.returncode == 1 and f"error: {pointer}: " in said and words in said, said
 
 
+def test_a_filter_that_libseccomp_does_not_compile(tmp_path: Path) -> None:
+    (tmp_path / "rootfs").mkdir()
+    document = copy.deepcopy(BASE)
+    document["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_S390X"]}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    assert ask(str(tmp_path)).returncode == 0
+    said = ask(str(tmp_path), "--host").stdout
+    assert "/linux/seccomp/architectures/0: SCMP_ARCH_S390X has another byte order" in said
+
+
+def test_a_source_is_that_of_bind_mounts(tmp_path: Path) -> None:
+    """Not of a file system whose dummy is the relative source of a bind mount, nor of a remount."""
+    (tmp_path / "rootfs").mkdir()
+    document = copy.deepcopy(BASE)
+    document["mounts"].append({"destination": "/proc", "source": "proc", "options": ["remount", "bind", "ro"]})
+    document["mounts"].append({"destination": "/x", "source": "tmpfs", "options": ["bind"]})
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    said = [line for line in ask(str(tmp_path), "--host").stdout.splitlines() if "does not exist" in line]
+    assert len(said) == 1 and f"/mounts/{len(document['mounts']) - 1}/source: " in said[0]
+
+
 def test_a_capability_that_nobody_knows_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "rootfs").mkdir()
     document = copy.deepcopy(BASE)

@@ -20,7 +20,7 @@ ACTIONS: dict[str, int] = {
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_NOTIFY": 0x7FC00000,
 }
-ERRNO_MAX = {"SCMP_ACT_ERRNO": 4095, "SCMP_ACT_TRACE": 0xFFFF}  # MAX_ERRNO of the kernel; SECCOMP_RET_DATA
+ERRNO_MAX = {"SCMP_ACT_ERRNO": 4094, "SCMP_ACT_TRACE": 0xFFFF}  # libseccomp takes less than MAX_ERRNO; SECCOMP_RET_DATA
 NOTIFY = "SCMP_ACT_NOTIFY"
 
 # enum scmp_compare
