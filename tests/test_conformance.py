@@ -62,6 +62,12 @@ def test_every_property_has_a_row() -> None:
     covered(root, "")
 
 
+def test_what_only_a_stand_in_has_seen_is_called_so() -> None:
+    states = {rule.state for rule in RULES if "intelRdt" in rule.subject}
+    assert states == {"stand-in"}
+    assert not [rule.subject for rule in RULES if rule.state == "on paper"]
+
+
 def test_what_is_called_refused_is_refused_and_nothing_else_is() -> None:
     refused = {f"linux.{name}" for name, _ in unsupported.LINUX}
     refused |= {f"process.{name}" for name, _ in unsupported.PROCESS}

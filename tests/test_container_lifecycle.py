@@ -259,6 +259,24 @@ def test_annotations_are_in_the_state(box: Box) -> None:
     assert box.state()["annotations"] == {"org.example.key": "välue"}
 
 
+@pytest.mark.parametrize(("text", "code"), [("SIGUSR1", 11), ("12", 22), ("", 33), ("SIGNOPE", 0)])
+def test_the_images_stop_signal(box: Box, text: str, code: int) -> None:
+    """config.md#annotations: the signal that SHOULD be sent to kill the container, where the caller names none."""
+    box.config["annotations"] = {"org.opencontainers.image.stopSignal": text}
+    traps = "trap 'exit 11' USR1; trap 'exit 22' USR2; trap 'exit 33' TERM; echo ready >/tmp/out; "
+    box.process["args"] = ["sh", "-c", f"{traps} while :; do busybox sleep 0.05; done"]
+    box.write()
+    words = box.command("run", "--bundle", str(box.bundle), box.id)
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as running:
+        box.output()
+        if code:
+            box.ok("kill", box.id)
+        else:
+            assert f'stopSignal: unknown signal "{text}"' in box.fails("kill", box.id)
+            box.ok("kill", box.id, "TERM")
+        assert running.wait(LIMIT) == (code or 33)
+
+
 def test_failing_create_leaves_nothing(box: Box) -> None:
     mounts = list(box.config["mounts"])
     for words in (

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 OCI_VERSION_MIN = "1.0.0"
-# Annotations that change what is done on the host, for engines that take annotations from others (features.md).
-UNSAFE = ("org.systemd.property.", "org.criu.config", KEEP_GROUPS)
+# Annotations that change what is done, for engines that take annotations from others (features.md).
+UNSAFE = ("org.systemd.property.", "org.criu.config", KEEP_GROUPS, "org.opencontainers.image.stopSignal")
 
 
 def document() -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from pyoci import log, signals
-from pyoci.errors import WrongState
+from pyoci.errors import PyociError, WrongState
 from pyoci.state import Store, open_init, status
 
 TYPE_CHECKING = False
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from pyoci.state import State
 
 
+STOP_SIGNAL = "org.opencontainers.image.stopSignal"
+
+
 def run(settings: Globals, options: Parsed) -> int:
     """runtime.md#kill.  Takes no lock: a signal must get through while another command waits for the container."""
-    number = signals.parse(options.args[1]) if len(options.args) > 1 else signals.SIGTERM
+    number = signals.parse(options.args[1]) if len(options.args) > 1 else None
     everyone = options.flag("all")
     if options.flag("regex"):
         from pyoci.matching import each
@@ -27,10 +30,11 @@ def run(settings: Globals, options: Parsed) -> int:
     return 0
 
 
-def _kill(root: str, id: str, number: int, everyone: bool) -> None:
+def _kill(root: str, id: str, asked: int | None, everyone: bool) -> None:
     with Store.open(root, id) as store:
         state = store.load()
         found = status(store, state)
+    number = _stop_signal(state) if asked is None else asked
     if everyone and state.cgroup_paths:
         from pyoci.cgroup.live import signal_all
 
@@ -49,6 +53,17 @@ def _kill(root: str, id: str, number: int, everyone: bool) -> None:
         raise WrongState(f"container {state.id!r}: container not running")
     if number == signals.SIGKILL:
         _finish(state, found == "paused")
+
+
+def _stop_signal(state: State) -> int:
+    """config.md#annotations: what the image says that it wants to be stopped by, unless the caller says another."""
+    text = state.annotations.get(STOP_SIGNAL, "")
+    if not text:
+        return signals.SIGTERM
+    try:
+        return signals.parse(text)
+    except PyociError as error:
+        raise PyociError(f"/annotations/{STOP_SIGNAL}: {error}; name the signal: kill {state.id} TERM") from None
 
 
 def _signal_members(state: State, number: int) -> None:
