@@ -20,14 +20,14 @@ from pyoci.state import Store, alive, open_init, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pyoci.hooks import AnyHook, Spawn
     from pyoci.host import Host
     from pyoci.options import ExecOptions
     from pyoci.pidfd import Receiver
     from pyoci.plan.ops import Op
-    from pyoci.spec.types import Process, Spec
+    from pyoci.spec.types import Process, Seccomp, Spec
     from pyoci.state import State
 
 # what a cgroup answers that is gone, has controllers for its children, or is threaded (cgroups(7))
@@ -178,6 +178,43 @@ def _could_take_over(state: State, spec: Spec) -> bool:
     return may_trace(state.namespaces, process)
 
 
+class _Filter:
+    """The container's seccomp filter, for a process that joins: None is none.
+
+    flags    for seccomp(2), None without a filter
+    assets   its bytes, from the cache in the root directory of states
+    listens  it has a listener, which an agent is handed
+    """
+
+    __slots__ = ("arch", "assets", "flags", "listens", "seccomp")
+
+    def __init__(self, seccomp: Seccomp | None, root: str, arch: str) -> None:
+        self.seccomp = seccomp
+        self.arch = arch
+        self.flags: int | None = None
+        self.assets: dict[str, bytes] = {}
+        self.listens = False
+        if seccomp is not None:
+            from pyoci.kernel.seccomp import filter_flags, notifies
+            from pyoci.seccomp import cached
+
+            self.listens = notifies(seccomp)
+            self.flags = filter_flags(seccomp.flags, self.listens)
+            self.assets["seccomp"] = cached(root, seccomp, arch)
+
+    def session(
+        self, ops: list[Op], fds: dict[str, int], perform: Callable[[Op, Session], None], state: State, status: str
+    ) -> Session:
+        """One that plays `ops`; the agent, if there is one, is told the container's `status`."""
+        program = assemble(ops, template(), self.arch, numbers(self.arch), fds, self.assets)
+        if self.seccomp is None or not self.listens:
+            return Session(program, perform)
+        from pyoci.container.listener import ListeningSession, check, status_of
+
+        check(self.seccomp, state.bundle, ops, self.assets["seccomp"], self.arch, fds)
+        return ListeningSession(program, perform, self.seccomp, state.bundle, status_of(state, status))
+
+
 def _enter(  # noqa: PLR0913 - what exec has found out
     options: ExecOptions,
     state: State,
@@ -198,17 +235,7 @@ def _enter(  # noqa: PLR0913 - what exec has found out
         probe_limits(host, process)
     if lacks_home(process.env):
         _probe_home(host, state, process, pidfd)
-    seccomp = spec.linux.seccomp
-    assets: dict[str, bytes] = {}
-    flags: int | None = None
-    listens = False
-    if seccomp is not None:
-        from pyoci.kernel.seccomp import filter_flags, notifies
-        from pyoci.seccomp import cached
-
-        listens = notifies(seccomp)
-        flags = filter_flags(seccomp.flags, listens)
-        assets["seccomp"] = cached(options.root, seccomp, host.arch)
+    filtered = _Filter(spec.linux.seccomp, options.root, host.arch)
     fds = descriptors(options.preserve_fds)
     pid_file = absolute(options.pid_file) if options.pid_file else ""
     given = {"container": pidfd}
@@ -243,28 +270,21 @@ def _enter(  # noqa: PLR0913 - what exec has found out
     unseen = (
         may_trace(state.namespaces, spec.process)
         and not process.scheduler  # which a child may not have from its parent (sched(7))
-        and not (listens and not process.no_new_privileges)
+        and not (filtered.listens and not process.no_new_privileges)
     )
 
     def planned(target: Target, unseen: bool) -> list[Op]:
-        return plan_exec(process, host, target, flags, console, options.preserve_fds, spec.linux, unseen)
+        return plan_exec(process, host, target, filtered.flags, console, options.preserve_fds, spec.linux, unseen)
 
     def attempt(paths: Mapping[str, str] | None) -> Session:
         target = target_of(state, paths)
         ops = planned(target, unseen)
-        if unseen and seccomp is not None and not listens:
+        if unseen and filtered.assets and not filtered.listens:
             from pyoci.container.listener import refused
 
-            if refused(ops, assets["seccomp"], host.arch, fds):
+            if refused(ops, filtered.assets["seccomp"], host.arch, fds):
                 ops = planned(target, False)
-        program = assemble(ops, template(), host.arch, numbers(host.arch), fds, assets)
-        if listens and seccomp is not None:
-            from pyoci.container.listener import ListeningSession, check, status_of
-
-            check(seccomp, state.bundle, ops, assets["seccomp"], host.arch, fds)
-            session: Session = ListeningSession(program, perform, seccomp, state.bundle, status_of(state, found))
-        else:
-            session = Session(program, perform)
+        session = filtered.session(ops, fds, perform, state, found)
         if process.terminal and console is None:
             from pyoci.console import plain, sized
 
@@ -357,12 +377,11 @@ def hook_spawner(kind: str, state: State, host: Host, root: str = "", spec: Spec
     it is run in the container's root, as by other runtimes.
     """
     target = target_of(state)
-    process = seccomp = flags = None
+    process = None
     directory = state.rootfs if spec is None else ""
-    assets: dict[str, bytes] = {}
-    listens = False
+    filtered = _Filter(spec.linux.seccomp if spec is not None else None, root, host.arch)
     if spec is not None:
-        process, seccomp = spec.process, spec.linux.seccomp
+        process = spec.process
         if process is not None and process.capabilities is not None and _could_take_over(state, spec):
             sets = process.capabilities
             for name in sets.__slots__:
@@ -373,17 +392,10 @@ def hook_spawner(kind: str, state: State, host: Host, root: str = "", spec: Spec
             probe_home(host, state.pid, process.user.uid)
         if process is not None and process.rlimits and state.user_namespace:
             probe_limits(host, process)
-    if seccomp is not None:
-        from pyoci.kernel.seccomp import filter_flags, notifies
-        from pyoci.seccomp import cached
-
-        listens = notifies(seccomp)
-        flags = filter_flags(seccomp.flags, listens)
-        assets["seccomp"] = cached(root, seccomp, host.arch)
 
     def spawn(hook: AnyHook, stdin: int, output: int) -> int:
         origin = f"/hooks/{kind}"
-        ops = plan_hook(hook, target, origin, process, host, flags, directory)
+        ops = plan_hook(hook, target, origin, process, host, filtered.flags, directory)
         fds = descriptors(0)
 
         def perform(op: Op, session: Session) -> None:
@@ -392,14 +404,7 @@ def hook_spawner(kind: str, state: State, host: Host, root: str = "", spec: Spec
             else:
                 _in_cgroup(op, session, state)
 
-        program = assemble(ops, template(), host.arch, numbers(host.arch), fds, assets)
-        if listens and seccomp is not None:
-            from pyoci.container.listener import ListeningSession, check, status_of
-
-            check(seccomp, state.bundle, ops, assets["seccomp"], host.arch, fds)
-            session: Session = ListeningSession(program, perform, seccomp, state.bundle, status_of(state, "created"))
-        else:
-            session = Session(program, perform)
+        session = filtered.session(ops, fds, perform, state, "created")
         pidfd = open_init(state)
         if pidfd is None:
             raise PyociError("the container's init died before its hooks")
