@@ -50,7 +50,7 @@ class Group:
                     assert isinstance(data, bytes)
                     write(path, data)
                 else:
-                    self.created += perform(op, pid)
+                    self.created += perform(op)
             except OSError as error:
                 if error.errno not in op.tolerate:
                     raise AssertionError(f"{op!r}: {error}") from error

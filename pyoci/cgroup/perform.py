@@ -28,8 +28,8 @@ DELEGATED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 RETRIES = 10
 
 
-def perform(op: Op, pid: int = 0) -> list[str]:
-    """Perform `op` (for the process `pid`, which none of them needs yet); the directories that it made, parents first.
+def perform(op: Op) -> list[str]:
+    """Perform `op`; the directories that it made, parents first.
 
     Raises OSError with an errno that `op` may tolerate, or PyociError where there is more to say.  What it made before
     it failed is gone again.

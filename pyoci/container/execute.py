@@ -367,7 +367,7 @@ def _in_cgroup(op: Op, session: Session, state: State) -> None:
     else:
         from pyoci.cgroup.perform import perform
 
-        perform(op, session.pid)
+        perform(op)
 
 
 def hook_spawner(kind: str, state: State, host: Host, root: str = "", spec: Spec | None = None) -> Spawn:

@@ -112,7 +112,7 @@ class Performer:
         else:
             from pyoci.cgroup.perform import perform
 
-            self.state.cgroup_created += perform(op, session.pid)
+            self.state.cgroup_created += perform(op)
 
     def created(self, session: Session) -> None:
         """Record the container: from here on the other commands know it."""

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.container.create import Blueprint
     from pyoci.program import Program
-    from pyoci.state import State, Store
+    from pyoci.state import Store
 
 INPUTS = "inputs.json"
 
@@ -24,7 +24,7 @@ def remember(store: Store, blueprint: Blueprint) -> None:
     store.write(INPUTS, dumps({"host": blueprint.host.to_json(), "options": values}).encode())
 
 
-def program_of(store: Store, state: State) -> Program:
+def program_of(store: Store) -> Program:
     """The program that the container's init is running."""
     from pyoci.errors import PyociError
     from pyoci.host import Host

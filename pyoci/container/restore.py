@@ -131,7 +131,7 @@ class Restoration(Creation):
             joined = Namespaces(blueprint.spec.linux).joined
             for name in ("network", "pid"):
                 if name in joined:
-                    given[name] = self._namespace(name, *joined[name])
+                    given[name] = _namespace(*joined[name])
                     opened.append(given[name])
             session.spawn(blueprint.host.kernel, FDS, given, (null, criu.output, criu.output))
             session.play()
@@ -186,14 +186,6 @@ class Restoration(Creation):
                     f"restore: what the container writes to descriptor {number} goes to /dev/null, as it did before:"
                     f" CRIU can put a file in its place, and no {_kind(number)}"
                 )
-
-    def _namespace(self, kind: str, index: int, path: str) -> int:
-        try:
-            return posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
-        except OSError as error:
-            from pyoci.kernel.errnos import words
-
-            raise PyociError(f"/linux/namespaces/{index}/path: open {path}: {words(error.errno or 0)}") from None
 
     def _fields(self, image: int, work: int, config: str) -> list[tuple[str, rpc.Value]]:
         images, blueprint, state = self.images, self.blueprint, self.state
@@ -305,6 +297,15 @@ class Restoration(Creation):
 
             forget(self.store)
         return result
+
+
+def _namespace(index: int, path: str) -> int:
+    try:
+        return posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
+    except OSError as error:
+        from pyoci.kernel.errnos import words
+
+        raise PyociError(f"/linux/namespaces/{index}/path: open {path}: {words(error.errno or 0)}") from None
 
 
 def _fits(key: str, number: int) -> bool:

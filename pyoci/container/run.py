@@ -44,7 +44,7 @@ def run(options: CreateOptions) -> int:
         from pyoci.container.start import poststart
 
         try:
-            poststart(store, state)
+            poststart(state)
         except BaseException as error:
             creation.undo(error)
             raise

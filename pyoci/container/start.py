@@ -65,7 +65,7 @@ def start(root: str, container_id: str) -> None:
         finally:
             connection.close()
         try:
-            poststart(store, state)
+            poststart(state)
         except PyociError:
             destroy(store, state)
             raise
@@ -111,7 +111,7 @@ def start_container_hooks(store: Store, state: State) -> None:
     run_container_hooks("startContainer", remembered(state.hooks, "startContainer"), state, probe(), store=store)
 
 
-def poststart(store: Store, state: State) -> None:
+def poststart(state: State) -> None:
     """The poststart hooks; since 1.3 of the specification their failure ends the container (runtime.md#lifecycle)."""
     if not state.hooks.get("poststart"):
         return
@@ -143,7 +143,7 @@ def _decode(store: Store, state: State, index: int, number: int, text: str) -> P
     try:
         if state.version != VERSION:
             raise PyociError(f"it was made by pyoci {state.version or 'of an earlier version'}, and this is {VERSION}")
-        op = program_of(store, state).index[index]
+        op = program_of(store).index[index]
     except (IndexError, OSError, PyociError) as error:
         from pyoci.kernel.errnos import words
 

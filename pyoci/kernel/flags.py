@@ -1,8 +1,7 @@
 """Constants of the kernel's user interface that plans and the runtime use, under the kernel's own names.
 
 The values are those of x86_64.  They are the same on aarch64 but for four open flags, which `open_flags` translates
-when a program is
-assembled.  tests/test_uapi.py compiles each against the kernel's headers for both architectures.
+when a program is assembled.  tests/test_uapi.py compiles each against the kernel's headers for both architectures.
 """
 
 from __future__ import annotations
@@ -50,14 +49,11 @@ MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_SYNCHRONOUS = 0x10
-MS_REMOUNT = 0x20
 MS_MANDLOCK = 0x40
 MS_DIRSYNC = 0x80
 MS_NOSYMFOLLOW = 0x100
 MS_NOATIME = 0x400
 MS_NODIRATIME = 0x800
-MS_BIND = 0x1000
-MS_REC = 0x4000
 MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19

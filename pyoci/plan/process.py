@@ -242,7 +242,7 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
                 (path, argv, envp),
                 ARGS,
                 tolerate=() if last else ELSEWHERE,
-                hint=_advice(process, candidates),
+                hint=_advice(process),
             )
         )
     return plan
@@ -322,7 +322,7 @@ def _candidates(process: Process) -> list[bytes]:
     return [to_bytes(f"{directory or '.'}/{name}") for directory in path.split(":")]
 
 
-def _advice(process: Process, candidates: list[bytes]) -> str:
+def _advice(process: Process) -> str:
     name = process.args[0]
     if "/" in name:
         return f'exec: "{name}"'
@@ -331,7 +331,7 @@ def _advice(process: Process, candidates: list[bytes]) -> str:
 
 def _find(process: Process, candidates: list[bytes]) -> list[Op]:
     """Fail at create, not at start, when there is nothing to execute: engines show that error to their users."""
-    advice = _advice(process, candidates)
+    advice = _advice(process)
     ops: list[Op] = []
     for number, path in reversed(list(enumerate(candidates))):
         last = number == len(candidates) - 1

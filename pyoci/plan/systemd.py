@@ -131,7 +131,7 @@ def plan_systemd(spec: Spec, host: Host, id: str, rootless: bool) -> CgroupPlan:
             plan.paths[controller] = f"{mount.rstrip('/')}{host.systemd_cgroup}/{unit.directory}"
     resources = spec.linux.resources
     problems: list[Problem] = []
-    ops = [_property(*entry) for entry in _properties(spec, host, unit, origin, plan.paths, problems)]
+    ops = [_property(*entry) for entry in _properties(spec, unit, origin, plan.paths, problems)]
     ops.append(Op("start_unit", (unit.name.encode(), Ref("stage")), origin, None, RUNTIME))
     cpuset = plan.paths.get("cpuset")
     for directory in dict.fromkeys(plan.paths.values()):
@@ -186,7 +186,7 @@ def plan_unit_update(resources: Resources, unit: str, paths: Mapping[str, str], 
 
 
 def _properties(
-    spec: Spec, host: Host, unit: Unit, origin: str, paths: Mapping[str, str], problems: list[Problem]
+    spec: Spec, unit: Unit, origin: str, paths: Mapping[str, str], problems: list[Problem]
 ) -> list[Property]:
     """What the unit is told, annotations last and in the place of what they replace."""
     found: list[Property] = [
