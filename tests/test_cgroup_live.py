@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,6 +265,22 @@ def test_paused_processes_die_too(group: Group) -> None:
     live.freeze(paths)
     live.kill_all(paths)
     assert child.wait(10) == -signal.SIGKILL
+
+
+def test_only_who_is_still_there_is_signalled() -> None:
+    """A number that was a member's may be that of another process by the time that it is signalled."""
+    children = [subprocess.Popen(["sleep", "100"]) for _ in range(3)]
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    asked = [[gone.pid, *[child.pid for child in children[:2]]], [gone.pid, *[child.pid for child in children[1:]]]]
+    try:
+        live.signal_each(lambda: asked.pop(0), signal.SIGKILL)
+        assert children[1].wait(10) == -signal.SIGKILL
+        assert [child.poll() for child in (children[0], children[2])] == [None, None]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 def test_a_signal_for_all(group: Group) -> None:

@@ -15,10 +15,11 @@ from pyoci.errors import PyociError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 SIGKILL = 9
 TIMEOUT = 10.0  # seconds that processes get to freeze or to die
+TOGETHER = 200  # processes that are signalled: each is a descriptor
 SHORTEST, LONGEST = 0.0005, 0.05  # seconds between two looks
 GONE = (ENOENT, ENODEV)
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
@@ -84,17 +85,36 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
             freeze(paths)
     except PyociError:
         pass  # something in it cannot be stopped; what can be is signalled anyway
-    for pid in procs(paths):
-        try:
-            posix.kill(pid, number)
-        except OSError as error:
-            if error.errno != ESRCH:
-                raise
+    signal_each(lambda: procs(paths), number)
     if not was_frozen or number == SIGKILL:
         # a frozen process of v1 does not even die
         thaw(paths)
     if number == SIGKILL:
         _thaw_inside(paths)
+
+
+def signal_each(members: Callable[[], Iterable[int]], number: int) -> None:
+    """Send the signal to all of `members()`.  By the time that it is used a number may be that of somebody else's
+    process, and the container decides when its own end: each is held, and must be a member once more."""
+    from pyoci.signals import send
+
+    pids = list(members())
+    for start in range(0, len(pids), TOGETHER):
+        held: dict[int, int] = {}
+        try:
+            for pid in pids[start : start + TOGETHER]:
+                try:
+                    held[pid] = posix.pidfd_open(pid)
+                except ProcessLookupError:
+                    pass
+            for pid in held.keys() & set(members()):
+                try:
+                    send(held[pid], number)
+                except ProcessLookupError:
+                    pass
+        finally:
+            for fd in held.values():
+                posix.close(fd)
 
 
 def _thaw_inside(paths: Mapping[str, str]) -> None:

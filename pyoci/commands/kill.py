@@ -6,7 +6,7 @@ import posix
 
 from pyoci import log, signals
 from pyoci.errors import PyociError, WrongState
-from pyoci.state import Store, open_init, status
+from pyoci.state import Store, alive, open_init, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,13 +68,15 @@ def _stop_signal(state: State) -> int:
 
 def _signal_members(state: State, number: int) -> None:
     """Without a cgroup: each of them.  (SIGKILL to init is for all in its pid namespace.)"""
+    from pyoci.cgroup.live import signal_each
     from pyoci.pid_namespace import members
 
-    for pid in members(state.pid, "pid" in state.namespaces):
-        try:
-            posix.kill(pid, number)
-        except ProcessLookupError:
-            pass
+    def everyone() -> list[int]:
+        found = members(state.pid, "pid" in state.namespaces)
+        # its number may be another's by now, and that one's pid namespace the host's
+        return found if alive(state) else []
+
+    signal_each(everyone, number)
 
 
 def _send_to_init(state: State, number: int) -> bool:
