@@ -103,7 +103,9 @@ FIELDS = {
     "open_how": {"flags": OPEN, "resolve": RESOLVE},
     "mount_attr": {"attr_set": ATTR, "attr_clr": {**_names("MOUNT_ATTR__ATIME"), **ATTR}, "propagation": PROPAGATION},
     "clone_args": {"flags": CLONE},
+    "ifreq": {"ifr_flags": _names("IFF_UP")},
 }
+NAMES = (("ifreq", "ifr_name"),)  # fields whose bytes are text
 OCTAL = {"mkdirat": (2,), "mknodat": (2,), "umask": (0,), "fchmodat": (2,)}
 SPECIAL = {k.AT_FDCWD: "AT_FDCWD", k.UINT_MAX: "-1"}
 
@@ -158,6 +160,8 @@ def _field(struct: Struct, name: str) -> str:
     names = FIELDS.get(struct.layout, {}).get(name)
     if names is not None and isinstance(value, int):
         return bits(value, names)
+    if (struct.layout, name) in NAMES and isinstance(value, int):
+        return quote(value.to_bytes(8, "little").rstrip(b"\0"))
     return _value(value)
 
 
@@ -172,7 +176,7 @@ def argument(op: Op, position: int) -> str:
             if number == value:
                 return name
         if position in OCTAL.get(op.call, ()):
-            return f"0{value:o}"
+            return f"0{value:o}" if value else "0"
         if op.call == "prctl" and position == 1:
             if op.args[0] == k.PR_CAPBSET_DROP:
                 return BY_NUMBER.get(value, str(value))
