@@ -13,7 +13,7 @@ from containers import LIMIT, Box, box, cgroups_of, needed, until  # noqa: F401 
 
 pytestmark = needed
 KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
-OF_CREATE, OF_START = KINDS[:3], KINDS[3:5]
+OF_CREATE = KINDS[:3]
 INSIDE = "startContainer"
 BUSYBOX = "/bin/busybox"  # on the host and in the container
 

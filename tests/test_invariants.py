@@ -336,7 +336,9 @@ def seccomp_comes_as_late_as_it_may(case: Case) -> None:
 def ambient_within_reach(case: Case) -> None:
     """The ambient set after capset, which would empty it; no_new_privs at the very last of them."""
     ambient = case.where(lambda op: op.call == "prctl" and op.args[0] == k.PR_CAP_AMBIENT)
+    last = case.where(lambda op: op.call == "prctl" and op.args[0] == k.PR_SET_NO_NEW_PRIVS)
     assert all(place > case.calls("capset")[0] for place in ambient)
+    assert all(place < end for place in ambient for end in last)
 
 
 @invariant

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import test_invariants as invariants
 
-from pyoci.commands.spec import default
+from pyoci.commands.spec import default, rootless
 from pyoci.kernel import flags as k
 from pyoci.plan.container import PlanOptions
-from pyoci.plan.ops import Op, Ref, Vector
+from pyoci.plan.ops import Op, Ref, Struct, Vector, walk
 
 Condition = Callable[[Op], bool]
 Change = Callable[[list[Op]], None]
 
 
+OPTIONS = PlanOptions("id", "/bundle", console="console")
+
+
 def plan() -> invariants.Case:
-    """A terminal, a hook, a filter without no_new_privs, cgroup v2."""
+    """A terminal, a hook, a filter without no_new_privs, an ambient capability, cgroup v2."""
     document: dict[str, Any] = default(True)
     del document["process"]["noNewPrivileges"]
+    document["process"]["capabilities"] |= {"inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]}
     document["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
     document["hooks"] = {"createContainer": [{"path": "/x"}]}
-    return invariants.container(document, invariants.host("v2"), PlanOptions("id", "/bundle", console="console"))
+    return invariants.container(document, invariants.host("v2"), OPTIONS)
+
+
+def of_a_user() -> invariants.Case:
+    """A user namespace, and nobody's rights."""
+    return invariants.container(rootless(default(True), 1000, 1000), invariants.host("v2", 1000), OPTIONS)
+
+
+def exec_among_tracers() -> invariants.Case:
+    """A process that joins the pid namespace of some that may trace it."""
+    cases = invariants.joining(default(True), invariants.host("v2"), OPTIONS)
+    return next(case for case in cases if case.unseen)
 
 
 def call(name: str) -> Condition:
@@ -56,6 +72,21 @@ def move(condition: Condition, before: str) -> Change:
         ops.insert(places(ops, call(before))[0], moved)
 
     return change
+
+
+def guarded(**guards: Any) -> Change:
+    return lambda ops: ops.insert(0, Op("setsid", (), "runtime.md#lifecycle", **guards))
+
+
+def maps(op: Op) -> bool:
+    return op.origin == "/linux/uidMappings"
+
+
+def ambient(op: Op) -> bool:
+    return op.call == "prctl" and op.args[0] == k.PR_CAP_AMBIENT
+
+
+READABLE = Struct("open_how", flags=k.O_RDWR | k.O_CLOEXEC, resolve=k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS)
 
 
 def add(before: str, name: str, *args: object, origin: str = "runtime.md#lifecycle") -> Change:
@@ -101,16 +132,54 @@ MISTAKES: dict[str, tuple[Change, invariants.Invariant]] = {
         invariants.the_root_is_reached_by_handles,
     ),
     "an unknown call": (add("fchdir", "reboot"), invariants.performers_know_their_calls),
+    "too many errnos": (guarded(tolerate=tuple(range(1, 8))), invariants.guards_lead_forward_one_way),
+    "two blocks": (
+        guarded(tolerate=(1,), then=[Op("setsid", (), "x")], otherwise=[Op("setsid", (), "x")]),
+        invariants.guards_lead_forward_one_way,
+    ),
+    "a block for nothing": (guarded(otherwise=[Op("setsid", (), "x")]), invariants.guards_lead_forward_one_way),
+    "ambient set emptied again": (move(ambient, "capset"), invariants.ambient_within_reach),
+    "a file of the image's opened": (
+        add("fchdir", "openat2", Ref("rootfs"), b"x", READABLE, 24),
+        invariants.nothing_of_the_images_is_opened,
+    ),
 }
+# of other plans
+ELSEWHERE: dict[str, tuple[Callable[[], invariants.Case], Change, invariants.Invariant]] = {
+    "mapped too late": (of_a_user, move(maps, "setsid"), invariants.ids_before_anything_is_owned),
+    "seen with rights": (
+        exec_among_tracers, move(call("capset"), "execve"), invariants.what_can_be_traced_has_nothing_to_lose
+    ),
+}  # fmt: skip
+ALL = {name: (plan, *mistake) for name, mistake in MISTAKES.items()} | ELSEWHERE
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+def with_ops(case: invariants.Case, ops: list[Op], make: Callable[[], list[Op]]) -> invariants.Case:
+    """The same case with another plan."""
+    other = copy.copy(case)
+    other.ops, other.make, other.all = ops, make, list(walk(ops))
+    return other
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_mistakes_are_noticed(name: str) -> None:
-    change, check = MISTAKES[name]
-    case = plan()
+    made, change, check = ALL[name]
+    case = made()
     check(case)
     change(case.ops)
-    document = case.document
-    broken = invariants.Case("container", document, lambda: case.ops, case.fds, True, {"": "/sys/fs/cgroup/id"})
     with pytest.raises((AssertionError, KeyError)):
-        check(broken)
+        check(with_ops(case, case.ops, lambda: case.ops))
+
+
+def test_a_plan_that_is_another_one_each_time_is_noticed() -> None:
+    case, other = plan(), plan()
+    drop(call("umask"), 0)(other.ops)
+    check = invariants.equal_inputs_are_equal_bytes_that_read_back
+    check(case)
+    with pytest.raises(AssertionError):
+        check(with_ops(case, case.ops, lambda: other.ops))
+
+
+def test_every_invariant_has_teeth() -> None:
+    proven = {check for _, _, check in ALL.values()} | {invariants.equal_inputs_are_equal_bytes_that_read_back}
+    assert [check.__name__ for check in invariants.INVARIANTS if check not in proven] == []

@@ -465,14 +465,6 @@ def files(root: Path) -> list[Path]:
     return sorted((root / ".cache/seccomp").iterdir())
 
 
-@pytest.fixture
-def refuse_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(seccomp: Seccomp, arch: str) -> bytes:
-        raise AssertionError("compiled again")
-
-    monkeypatch.setattr("pyoci.libseccomp.compile_filter", refuse)
-
-
 def test_cached_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seccomp = document()
     expected = cache.compile(seccomp, ARCH)
