@@ -134,7 +134,8 @@ def enter(target: Target, origin: str, by_root: bool, unseen: bool = False) -> l
 def _appear(terminal: bool) -> list[Op]:
     """What was made ready elsewhere is in the container's pid namespace from here on, as a process with a session of
     its own.  By clone(2), because filters let that pass where they do not know what is in memory (clone3)."""
-    ops = [Op("clone", (k.CLONE_PARENT, 0, 0, 0, 0), EXEC), Op("setsid", (), EXEC)]
+    room = "where processes may trace others, exec needs one more process for a moment: pids.limit, RLIMIT_NPROC"
+    ops = [Op("clone", (k.CLONE_PARENT, 0, 0, 0, 0), EXEC, hint=room), Op("setsid", (), EXEC)]
     if terminal:
         ops.append(Op("ioctl", (0, k.TIOCSCTTY, 0), "/process/terminal"))
     return ops
