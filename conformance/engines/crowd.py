@@ -194,7 +194,10 @@ class Crowd:
         return found
 
     def tidy(self) -> None:
-        """The groups that the engine keeps for later containers, and what it takes for groups without a hierarchy."""
+        """The groups that the engine keeps for later containers, and what it takes for groups without a hierarchy; the
+        directory of states, where it was this crowd's own."""
+        if self.parent in self.words.state.format(**self.values):
+            shutil.rmtree(self.words.state.format(**self.values), ignore_errors=True)
         top = Path("/sys/fs/cgroup")
         for parent in top.glob(f"*/{self.parent}"):
             if parent.stat().st_dev == top.stat().st_dev:

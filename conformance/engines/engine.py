@@ -47,8 +47,13 @@ class Engine:
             self.daemon.wait(30)
 
     def spawn(self, *command: str) -> None:
+        """Start the daemon; what it leaves among temporary files, such as images of checkpoints, goes with the rest."""
+        (self.folder / "temporary").mkdir()
+        environment = {**os.environ, "TMPDIR": str(self.folder / "temporary")}
         with (self.folder / "daemon.log").open("wb") as log:
-            self.daemon = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder)
+            self.daemon = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder, env=environment
+            )
 
     def ask(self, command: str) -> str:
         """ "rc=STATUS OUTPUT" of a shell command, on one line."""
