@@ -113,6 +113,32 @@ def test_home(box: Unprivileged) -> None:
     assert box.exec("sh", "-c", "echo $HOME") == "/new\n"
 
 
+def test_namespaces_by_path_belong_to_the_user_namespace_by_path(box: Unprivileged) -> None:
+    """Two user namespaces of one user's, and a network namespace that belongs to the second."""
+    holders = []
+    try:
+        for _ in range(2):
+            words = [*BECOME, "unshare", "--map-root-user", "--net", "--ipc", "--uts", "sh", "-c", "echo; exec cat"]
+            holders.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert holders[-1].stdout is not None and holders[-1].stdout.readline() == b"\n"
+        first, second = (holder.pid for holder in holders)
+        for kind in ("uid", "gid"):
+            box.linux.pop(f"{kind}Mappings")
+        box.config.pop("hostname")
+        box.namespace("user", f"/proc/{first}/ns/user")
+        for kind, name in (("network", "net"), ("ipc", "ipc"), ("uts", "uts")):
+            box.namespace(kind, f"/proc/{first}/ns/{name}")
+        assert box.run("readlink /proc/self/ns/net") == os.readlink(f"/proc/{first}/ns/net") + "\n"
+        box.id = box.new_id()
+        box.namespace("network", f"/proc/{second}/ns/net")
+        error = box.refused()
+        assert f"belongs to the user namespace /proc/{first}/ns/user (/linux/namespaces/" in error
+        assert "operation not permitted" in error
+    finally:
+        for holder in holders:
+            holder.communicate()
+
+
 def test_nice(box: Unprivileged) -> None:
     box.process["scheduler"] = {"policy": "SCHED_BATCH", "nice": 5}
     box.process["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 7}

@@ -85,6 +85,8 @@ def advise(op: Op, number: int, root: str = "", detail: str = "") -> str:
 
 def _capability(op: Op) -> str:
     need = NEEDS.get(op.call, "")
+    if op.call == "setns" and "belongs to" in op.hint:
+        return op.hint  # of the joined user namespace we have all that there is
     if op.call == "prctl" and op.args[0] == PR_CAPBSET_DROP:
         need = "CAP_SETPCAP"
     elif op.performer == RUNTIME and op.origin in MAPS:
