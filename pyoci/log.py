@@ -191,7 +191,7 @@ def _logger(descriptor: int, level: str) -> Callable[..., object]:
         return event
 
     render = (
-        structlog.processors.JSONRenderer(sort_keys=True)
+        structlog.processors.JSONRenderer(sort_keys=True, separators=(",", ":"))
         if _json
         else structlog.processors.LogfmtRenderer(key_order=["time", "level", "msg"], bool_as_flag=False)
     )

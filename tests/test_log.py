@@ -56,6 +56,8 @@ def test_debug_only_when_asked(tmp_path: Path, capfd: Capture) -> None:
     log.debug("seen", number=1)
     record = json.loads(file.read_text())
     assert (record["msg"], record["number"], record["level"]) == ("seen", 1, "debug")
+    # as runc and crun write it, and scripts look for it
+    assert '"level":"debug"' in file.read_text()
     assert capfd.readouterr().err == ""
 
 
