@@ -62,6 +62,9 @@ def test_debug_tells_the_steps(box: Box) -> None:
     assert next(record["msg"] for record in made) == "planned"
     assert pids(made, "the process is made") == pids(made, "created()") == [pid] != pids(made, "init is started")
     assert pids(told("start", box.id), "the program runs") == [pid]
+    (changed,) = told("update", "--pids-limit", "9", box.id)
+    assert (str(changed["msg"])[:6], changed["origin"]) == ("write(", "/linux/resources/pids/limit")
+    assert [pids(told(name, box.id), word) for name, word in (("pause", "frozen"), ("resume", "thawed"))] == [[pid]] * 2
     joined = told("exec", box.id, "true")
     assert pids(joined, "joins") == [pid] and pids(joined, "the program runs") == pids(joined, "the process is made")
     assert pids(told("kill", box.id, "KILL"), "signal sent") == [pid]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyoci import log
 from pyoci.errors import WrongState
 from pyoci.state import Store, status
 
@@ -20,4 +21,6 @@ def run(settings: Globals, options: Parsed) -> int:
         if status(store, state) != "paused":
             raise WrongState(f"container {state.id!r}: container not paused")
         thaw(state.cgroup_paths)
+        if log.debugging:
+            log.debug("thawed", id=state.id, pid=state.pid)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyoci import log
 from pyoci.errors import WrongState
 from pyoci.spec.load import load_resources
 from pyoci.state import Store, status
@@ -56,7 +57,7 @@ def update(root: str, container_id: str, data: bytes, source: str, schemata: tup
     All of it is checked and planned before any of it is done; the first write that is refused ends it.
     """
     from pyoci.cgroup.perform import perform
-    from pyoci.launch import Failure, perform_write, run_ops
+    from pyoci.launch import Failure, perform_write, run_ops, tell
 
     with Store.open(root, container_id) as store:
         store.lock()
@@ -82,6 +83,8 @@ def update(root: str, container_id: str, data: bytes, source: str, schemata: tup
                 told.perform(op)
             else:
                 perform(op)
+            if log.debugging:
+                tell(op, state.pid)
 
         try:
             run_ops(ops, do)
