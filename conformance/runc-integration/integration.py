@@ -10,8 +10,9 @@
     conformance/runc-integration/run --report FILE    a table of all of it
 
 The suite comes as a Go module (built.py); every file is run with all runtimes at once, each in namespaces and cgroups
-of its own (../inside.sh).  What fails with pyoci is in differences-VERSION.txt, with its reason; what fails with others
-is in the table.  Checkpoints are left out: CRIU's abilities are the machine's.  Needs root, Go, bats, jq and gawk.
+of its own (../inside.sh).  What fails with pyoci is in differences-VERSION.txt (and -LAYOUT), with its reason; what
+fails with others is in the table.  Checkpoints are left out: CRIU's abilities are the machine's.  Needs root, Go, bats,
+jq and gawk.
 """
 
 from __future__ import annotations
@@ -194,6 +195,9 @@ def main() -> int:
         if "runc" in runtimes and options.suite != "1.1.5":
             runtimes["runc"] = str(built.runc(suite))
     explained = differences.read(HERE / f"differences-{options.suite}.txt")
+    other = HERE / f"differences-{options.suite}-{options.layout}.txt"
+    if other.exists():
+        explained |= differences.read(other)
     results: differences.Results = {}
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pyoci-ri-", dir="/var/tmp") as work:
