@@ -58,25 +58,23 @@ class Images:
 
     def restore(self, *more: str, name: str = "", id: str = "", stderr: str = "", **streams: Any) -> None:
         """It must succeed, saying nothing but `stderr`; its streams are /dev/null unless given."""
+        status, text = self.attempt(*self.words(*more, name=name, id=id), **streams)
+        assert status == 0, text
+        assert text == "" if not stderr else stderr in text, text
+
+    def attempt(self, *words: str, **streams: Any) -> tuple[int, str]:
+        """The status of a command whose stderr the container gets too, and what is said there."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} | streams
         with (self.box.folder / "restore.err").open("w+", encoding="utf-8") as error:
-            words = self.box.command(*self.words(*more, name=name, id=id))
-            done = subprocess.run(words, stderr=error, timeout=60, check=False, **streams)
+            done = subprocess.run(self.box.command(*words), stderr=error, timeout=60, check=False, **streams)
             error.seek(0)
-            text = error.read()
-        assert done.returncode == 0, text
-        assert text == "" if not stderr else stderr in text, text
+            return done.returncode, error.read()
 
     def refused(self, *more: str, stdout: int = subprocess.DEVNULL) -> str:
         """The one line that a restore says that must fail; nothing is left of the container."""
         self.box.write()
-        null = subprocess.DEVNULL
-        with (self.box.folder / "restore.err").open("w+", encoding="utf-8") as error:
-            words = self.box.command(*self.words(*more))
-            done = subprocess.run(words, stdin=null, stdout=stdout, stderr=error, timeout=60, check=False)
-            error.seek(0)
-            text = error.read()
-        assert done.returncode != 0
+        status, text = self.attempt(*self.words(*more), stdout=stdout)
+        assert status != 0
         assert text.count("\n") == 1 and "Traceback" not in text, text
         self.box.gone()
         return text

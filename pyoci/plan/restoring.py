@@ -81,6 +81,10 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     ops.append(Op("fchdir", (Ref("work"),), RESTORE))
     ops.append(close("work", RESTORE))
     ops += finish()
+    if spec.process is not None and spec.process.no_new_privileges:
+        # Everything that CRIU makes inherits it, whatever the images say: only CRIU since 3.19 writes it there and
+        # sets it again.
+        ops.append(Op("prctl", (k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "/process/noNewPrivileges"))
     argv = [program.encode(), b"swrk", str(FDS["rpc"]).encode()]
     ops.append(Op("execve", (program.encode(), Vector(argv), Vector(list(ENVIRONMENT))), RESTORE))
     return ContainerPlan(ops, FDS, cgroups)
