@@ -40,7 +40,7 @@ NO_PROCESS = "no-process"  # is there for a container that cannot be started
 # systems, and who removes it a moment later waits for that (ext4(5), auto_da_alloc).
 DRAFT, FILE = LAST
 # What the first versions did not write: a container outlives an upgrade, and nothing of the kind was made for it then.
-ADDED = ("mounts", "net_devices", "resctrl", "unit")
+ADDED = ("criu_pid", "criu_start", "mounts", "net_devices", "resctrl", "unit")
 
 
 def timestamp() -> str:
@@ -55,6 +55,8 @@ class State:
 
     phase           "creating", "created" or "running": how far commands got, not the status
     cgroup_paths    controller -> directory ("" for v2); cgroup_created: directories that create made and delete removes
+    criu_pid        with criu_start a CRIU that serves the memory of a container which it has written (`checkpoint
+                    --lazy-pages`), else 0
     mounts          where its root is mounted, in a container without a mount namespace (`pyoci.rootmount`)
     net_devices     devices that were on their way into the container while it was created
     resctrl         the container's groups of resctrl (`pyoci.resctrl`)
@@ -69,6 +71,8 @@ class State:
         "cgroup_created",
         "cgroup_paths",
         "created",
+        "criu_pid",
+        "criu_start",
         "hooks",
         "id",
         "listen",
@@ -103,6 +107,8 @@ class State:
         phase: str = "creating",
         cgroup_paths: dict[str, str] | None = None,
         cgroup_created: list[str] | None = None,
+        criu_pid: int = 0,
+        criu_start: int = 0,
         namespaces: list[str] | None = None,
         hooks: dict[str, Any] | None = None,
         listen: bool = True,
@@ -126,6 +132,8 @@ class State:
         self.phase = phase
         self.cgroup_paths = cgroup_paths or {}
         self.cgroup_created = cgroup_created or []
+        self.criu_pid = criu_pid
+        self.criu_start = criu_start
         self.namespaces = namespaces or []
         self.hooks = hooks or {}
         self.listen = listen
@@ -235,20 +243,29 @@ def process(pid: int) -> tuple[str, int] | None:
 
 def alive(state: State) -> bool:
     """Whether the container's init still runs: same pid, same start time, and not a zombie."""
-    found = process(state.pid) if state.pid > 0 else None
-    return found is not None and found[0] not in "ZXx" and found[1] == state.pid_start
+    return _runs(state.pid, state.pid_start)
+
+
+def _runs(pid: int, start: int) -> bool:
+    found = process(pid) if pid > 0 else None
+    return found is not None and found[0] not in "ZXx" and found[1] == start
 
 
 def open_init(state: State) -> int | None:
     """A pidfd of the container's init, None when that has ended."""
-    if state.pid <= 0:
+    return open_process(state.pid, state.pid_start)
+
+
+def open_process(pid: int, start: int) -> int | None:
+    """A pidfd of the process `pid` that began at `start`, None when that has ended."""
+    if pid <= 0:
         return None
     # The descriptor first, then who it is: the other way round, the pid could be somebody else's in between.
     try:
-        descriptor = posix.pidfd_open(state.pid)
+        descriptor = posix.pidfd_open(pid)
     except OSError:
         return None
-    if alive(state):
+    if _runs(pid, start):
         return descriptor
     posix.close(descriptor)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -310,8 +311,8 @@ def test_a_page_server(box: Box, images: Images) -> None:
     assert "use --page-server ADDRESS:PORT" in box.fails("checkpoint", *images.flags(), "--page-server", "x", box.id)
 
 
-def test_memory_that_is_left_where_it_is(box: Box, images: Images) -> None:
-    """--lazy-pages and --status-fd: the caller is told when pages can be asked for."""
+def serve(box: Box, images: Images) -> tuple[subprocess.Popen[bytes], int]:
+    """A checkpoint that waits for who wants the container's memory, and its CRIU."""
     if not feature("uffd-noncoop"):
         pytest.skip("this kernel has no userfaultfd of another process's (criu check --feature uffd-noncoop)")
     port = free_port()
@@ -332,9 +333,33 @@ def test_memory_that_is_left_where_it_is(box: Box, images: Images) -> None:
     assert dump.poll() is None
     assert sum(path.stat().st_size for path in images.images.glob("pages-*")) < 100000
     (child,) = Path(f"/proc/{dump.pid}/task/{dump.pid}/children").read_text(encoding="ascii").split()
-    os.kill(int(child), signal.SIGKILL)
+    return dump, int(child)
+
+
+def test_memory_that_is_left_where_it_is(box: Box, images: Images) -> None:
+    """--lazy-pages and --status-fd: the caller is told when pages can be asked for."""
+    dump, child = serve(box, images)
+    os.kill(child, signal.SIGKILL)
     _, said = dump.communicate(timeout=30)
     assert dump.returncode == 1 and b"criu dump failed: " in said
+
+
+def test_who_serves_memory_ends_with_the_container(box: Box, images: Images) -> None:
+    """A checkpoint that is killed meanwhile leaves its CRIU, which would wait for ever; delete ends it."""
+    dump, child = serve(box, images)
+    dump.kill()
+    dump.communicate(timeout=30)
+    descriptor = os.pidfd_open(child)
+    try:
+        ended, _, _ = select.select([descriptor], [], [], 0.3)
+        assert not ended, "it ends by itself: then there is nothing to be remembered"
+        assert f"process {child}, waits" in box.fails("checkpoint", *images.flags(), box.id)
+        box.ok("delete", "--force", box.id)
+        ended, _, _ = select.select([descriptor], [], [], 10)
+        assert ended
+    finally:
+        os.close(descriptor)
+    box.gone()
 
 
 def test_a_network_that_hooks_make(box: Box, images: Images) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from pyoci import directory
 from pyoci.errors import Exists, NotFound, PyociError
 from pyoci.state import (
+    ADDED,
     SOCKET,
     State,
     Store,
@@ -218,11 +219,12 @@ def test_a_later_version_may_know_more(store: Store) -> None:
 
 def test_an_earlier_version_knew_less(store: Store) -> None:
     raw = State("c1", "/b", "/r", pid=7).to_json()
-    for name in ("mounts", "net_devices", "resctrl", "unit"):
+    for name in ADDED:
         del raw[name]
     store.write("state.json", json.dumps(raw).encode())
     state = store.load()
     assert (state.pid, state.mounts, state.net_devices, state.resctrl, state.unit) == (7, {}, [], {}, "")
+    assert (state.criu_pid, state.criu_start) == (0, 0)
 
 
 def test_a_directory_without_a_state_is_no_container_yet(store: Store) -> None:

@@ -11,7 +11,7 @@ from pyoci.errors import PyociError, WrongState
 from pyoci.hooks import RESET
 from pyoci.kernel.flags import CLONE_NEWNET
 from pyoci.spec.load import load
-from pyoci.state import Store, open_init, status
+from pyoci.state import Store, open_init, open_process, process, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,13 +103,20 @@ def checkpoint(root: str, container_id: str, options: CheckpointOptions) -> None
         found = status(store, state)
         if found not in ("running", "paused"):
             raise WrongState(f"container {container_id!r}: cannot checkpoint a container that is {found}: not running")
+        serving = open_process(state.criu_pid, state.criu_start)
+        if serving is not None:
+            posix.close(serving)
+            raise WrongState(
+                f"container {container_id!r}: checkpointed before: CRIU, process {state.criu_pid}, waits for who wants"
+                " its memory; delete --force ends both"
+            )
         spec = load(store.read("config.json"), checked=True)
         check(spec)
         pidfd = open_init(state)
         if pidfd is None:
             raise WrongState(f"container {container_id!r}: container not running")
         try:
-            _dump(state, spec, options)
+            _dump(store, state, spec, options)
             if options.leave_running or options.pre_dump:
                 return
             _wait(state, pidfd, found == "paused")
@@ -130,7 +137,7 @@ def check(spec: Spec) -> None:
             raise PyociError(f"/mounts/{index}: CRIU knows no id-mapped mounts: restored, its files would be others'")
 
 
-def _dump(state: State, spec: Spec, options: CheckpointOptions) -> None:
+def _dump(store: Store, state: State, spec: Spec, options: CheckpointOptions) -> None:
     program = service.find()
     image = service.directory(options.image_path, "--image-path")
     work = service.directory(options.work_path or options.image_path, "--work-path")
@@ -163,15 +170,34 @@ def _dump(state: State, spec: Spec, options: CheckpointOptions) -> None:
                 _write(image, DESCRIPTORS, kept)
             child = _spawn(program, criu)
             try:
+                if options.lazy_pages:
+                    _remember(store, state, child)
                 criu.ask(rpc.PRE_DUMP if options.pre_dump else rpc.DUMP, fields, _notified)
             finally:
                 criu.ours.close()
                 posix.waitpid(child, 0)
+                if options.lazy_pages:
+                    _remember(store, state, 0)
         finally:
             criu.close()
     finally:
         posix.close(work)
         posix.close(image)
+
+
+def _remember(store: Store, state: State, child: int) -> None:
+    """A CRIU that serves pages does not notice when we are killed: delete ends it.  Any other soon ends by itself, and
+    must not be killed at its work: it has code of its own in the container's processes."""
+    from pyoci.shortcut import FILE as SHORTCUT
+
+    try:
+        # the launcher's delete knows nothing of it
+        posix.unlink(SHORTCUT, dir_fd=store.fd)
+    except FileNotFoundError:
+        pass
+    found = process(child) if child else None
+    state.criu_pid, state.criu_start = (child, found[1]) if found else (0, 0)
+    store.save(state)
 
 
 def _notified(script: str, pid: int, descriptor: int) -> None:

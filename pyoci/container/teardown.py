@@ -7,7 +7,7 @@ import select
 
 from pyoci import log, signals
 from pyoci.errors import PyociError
-from pyoci.state import open_init
+from pyoci.state import open_init, open_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
     The container's lock must be held.  Mounts go with the mount namespace, so with its last process;
     without one of its own they are taken down.
     """
+    if state.criu_pid:
+        _end_criu(state)
     unit_is_gone = True
     if state.unit:
         from pyoci.cgroup.systemd import is_gone
@@ -65,6 +67,19 @@ def dismantle(store: Store, state: State, poststop: bool = True) -> None:
         log.debug("removed", id=state.id, cgroups=",".join(state.cgroup_created))
 
 
+def _end_criu(state: State) -> None:
+    """A CRIU that a killed checkpoint has left waits for somebody to ask for the container's memory."""
+    descriptor = open_process(state.criu_pid, state.criu_start)
+    if descriptor is None:
+        return
+    try:
+        signals.send(descriptor, signals.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        posix.close(descriptor)
+
+
 def end(state: State, paused: bool) -> None:
     """Kill the container's init, if it still is there, and wait until it has ended."""
     descriptor = open_init(state)
@@ -77,6 +92,9 @@ def end(state: State, paused: bool) -> None:
             return
         if log.debugging:
             log.debug("signal sent", pid=state.pid, signal=int(signals.SIGKILL))
+        if state.criu_pid:
+            # it traces the processes, and init's end waits for theirs, which waits for the tracer
+            _end_criu(state)
         if paused:
             from pyoci.cgroup.live import thaw
 
