@@ -6,7 +6,7 @@ import fcntl
 import posix
 import select
 
-from pyoci.criu import external, rpc, service
+from pyoci.criu import external, rpc, service, yard
 from pyoci.errors import PyociError, WrongState
 from pyoci.hooks import RESET
 from pyoci.kernel.flags import CLONE_NEWNET
@@ -152,6 +152,8 @@ def _dump(store: Store, state: State, spec: Spec, options: CheckpointOptions) ->
             names = dict.fromkeys(name.removeprefix("name=") for name in state.cgroup_paths)
             # v2 has no name: alone it must be said, or v1's that are mounted nowhere would be taken
             fields += [("cgroup_dump_controller", name) for name in names if name or len(names) == 1]
+            if cgroups := yard.lay(store, state):
+                fields.append(("cgroup_yard", cgroups))
             if options.parent_path:
                 fields.append(("parent_img", options.parent_path))
             if options.parent_path or options.pre_dump:

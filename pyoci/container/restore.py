@@ -15,7 +15,7 @@ from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Session, run_ops, template
 from pyoci.options import absolute, read_document
 from pyoci.plan.container import PlanOptions
-from pyoci.plan.external import ROOT, SHOWN, External, external
+from pyoci.plan.external import ROOT, SHOWN, YARD, External, external
 from pyoci.plan.namespaces import Namespaces
 from pyoci.plan.restoring import FDS, cgroups_of, plan_restore
 from pyoci.program import assemble, leading
@@ -200,6 +200,8 @@ class Restoration(Creation):
             mount = blueprint.host.cgroup_mounts.get(controller, "")
             entry = [("ctrl", controller.removeprefix("name=")), ("path", path.removeprefix(mount) or "/")]
             fields.append(("cg_root", rpc.encode("cgroup_root", entry if controller else entry[1:])))
+        if "" in state.cgroup_paths:
+            fields.append(("cgroup_yard", f"{SHOWN}/{YARD}"))
         fields += _join(spec)
         # one for all that were the same
         kept = self._kept(image)

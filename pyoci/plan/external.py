@@ -25,6 +25,8 @@ NULL = "/dev/null"
 RESTORE = "restore"
 # where CRIU finds everything, and the container's root below it
 SHOWN, ROOT = "/tmp", "root"
+# and a directory where it finds cgroup2 (pyoci.criu.yard)
+YARD = "cgroups"
 CLONE = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
@@ -117,6 +119,12 @@ def begin(folder: str) -> list[Op]:
         Op("move_mount", (Ref("outside"), b"", k.AT_FDCWD, to_bytes(folder), k.MOVE_MOUNT_F_EMPTY_PATH), RESTORE),
         Op("mkdirat", (Ref("outside"), ROOT.encode(), 0o755), RESTORE),
     ]
+
+
+def yard(mount: str) -> list[Op]:
+    """cgroup2, mounted at `mount`, in CRIU's directory of hierarchies.  Not a link: there are other roots to come."""
+    unified = External("", mount, f"{YARD}/unified", "dir", RESTORE, None)
+    return [Op("mkdirat", (Ref("outside"), YARD.encode(), 0o700), RESTORE), *external_ops([unified])]
 
 
 def finish() -> list[Op]:

@@ -11,7 +11,7 @@ from pyoci.kernel import flags as k
 from pyoci.plan.cgroups import plan_cgroups
 from pyoci.plan.container import ContainerPlan, root_path
 from pyoci.plan.entry import default_signals
-from pyoci.plan.external import RESTORE, ROOT, begin, external_ops, finish
+from pyoci.plan.external import RESTORE, ROOT, begin, external_ops, finish, yard
 from pyoci.plan.mounts import ATTR_SIZE, move_op, setattr_op, source_path
 from pyoci.plan.ops import Op, Ref, Struct, Vector
 from pyoci.plan.paths import EXACT, HANDLE, close, openat2, place, to_bytes
@@ -75,6 +75,8 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     ops.append(Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, slave, ATTR_SIZE), RESTORE))
     ops += begin(folder)
     ops += external_ops(outside)
+    if "" in cgroups.paths:
+        ops += yard(host.cgroup_mounts[""])
     ops += _root(spec, host, options)
     # CRIU mounts things below its working directory, so that has to be one of its mount namespace
     ops.append(Op("openat", (k.AT_FDCWD, to_bytes(work), HANDLE | k.O_DIRECTORY), RESTORE, "work"))
