@@ -126,9 +126,10 @@ def test_where_mounts_are_shared(box: Box, images: Images) -> None:
 
 
 def test_mounts_below_a_mount(box: Box, images: Images) -> None:
-    """A recursive bind, read-only as a whole, has file systems of the host's below it."""
+    """A recursive bind, read-only as a whole, has file systems of the host's below it; its source may be a link."""
     (box.folder / "shared/below").mkdir(parents=True)
-    box.mount("/shared", "bind", str(box.folder / "shared"), "rbind", "rro")
+    (box.folder / "link").symlink_to("shared")
+    box.mount("/shared", "bind", str(box.folder / "link"), "rbind", "rro")
     box.process["args"] = ["sh", "-c", COUNTER]
     box.write()
     holder = subprocess.Popen(
@@ -204,6 +205,16 @@ def test_a_user_namespace(box: Box, images: Images) -> None:
     images.restore()
     assert picture(box) | {"map": box.exec("cat", "/proc/1/uid_map")} == before
     box.exec("sh", "-c", "echo x > /dev/null && head -c 5 /dev/zero")
+
+
+def test_a_process_that_nobody_has_waited_for(box: Box, images: Images) -> None:
+    """It is there again, and nothing of it can be looked at."""
+    box.start("(sleep 0.05; echo > /tmp/ended) & exec sleep 1000")
+    box.output("ended")
+    until(lambda: " Z " in box.exec("cat", "/proc/2/stat"))
+    images.checkpoint()
+    images.restore()
+    assert " Z " in box.exec("cat", "/proc/2/stat")
 
 
 def loose(box: Box) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # names of namespaces that are not the container's own, as runc has them in its images
 NETWORK, PIDS = "extRootNetNS", "extRootPidNS"
 DESCRIPTORS = "descriptors.json"
+PROCESS = "process.json"  # what CRIU before 3.19 does not write: {"noNewPrivileges": true or false}
 RPC = 3
 PATIENCE = 10_000  # milliseconds for processes that CRIU has killed to end
 
@@ -170,6 +171,7 @@ def _dump(store: Store, state: State, spec: Spec, options: CheckpointOptions) ->
             fields += [("external", key) for key in outside]
             if not options.pre_dump:
                 _write(image, DESCRIPTORS, kept)
+                _write(image, PROCESS, {"noNewPrivileges": _no_new_privileges(state.pid)})
             child = _spawn(program, criu)
             try:
                 if options.lazy_pages:
@@ -204,6 +206,12 @@ def _remember(store: Store, state: State, child: int) -> None:
 
 def _notified(script: str, pid: int, descriptor: int) -> None:
     """Nothing is to be done for a dump."""
+
+
+def _no_new_privileges(pid: int) -> bool:
+    """Whether the container's init has it, and so everything that comes from it: a program can ask for it itself."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return any(line.split() == ["NoNewPrivs:", "1"] for line in file)
 
 
 def _external(state: State, spec: Spec) -> list[tuple[str, rpc.Value]]:

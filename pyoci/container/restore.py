@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 import stat
 
-from pyoci.container.checkpoint import DESCRIPTORS, NETWORK, PIDS, check, common, config_file
+from pyoci.container.checkpoint import DESCRIPTORS, NETWORK, PIDS, PROCESS, check, common, config_file
 from pyoci.container.create import Blueprint, Creation, check_directory, check_terminal, look, read_config
 from pyoci.container.perform import run_container_hooks, write_pid_file
 from pyoci.criu import rpc, service
@@ -72,8 +72,22 @@ def draw(options: CreateOptions, images: CheckpointOptions, program: str) -> tup
     mapped = any(entry.type == "user" for entry in spec.linux.namespaces)
     outside = on_this_host(external(spec, host, bundle, cgroups.paths), mapped)
     work = images.work_path or images.image_path
-    plan = plan_restore(spec, host, plan_options, cgroups, outside, program, folder, work, given)
+    asked = spec.process is not None and spec.process.no_new_privileges
+    confined = asked or had_no_new_privileges(images.image_path)
+    plan = plan_restore(spec, host, plan_options, cgroups, outside, program, folder, work, given, confined)
     return Blueprint(spec, data, host, plan_options, plan, bundle, {}), outside
+
+
+def had_no_new_privileges(folder: str) -> bool:
+    """Whether the container's init had set no_new_privs itself, as checkpoint found it."""
+    try:
+        data = read_document(f"{folder}/{PROCESS}", PROCESS, regular=True)
+        from pyoci.jsontext import loads
+
+        found = loads(data)
+    except (PyociError, ValueError):
+        return False  # of another runtime's checkpoint
+    return isinstance(found, dict) and found.get("noNewPrivileges") is True
 
 
 class Restoration(Creation):

@@ -18,6 +18,7 @@ from pyoci.mountinfo import mount_of, rows
 from pyoci.plan.external import clean
 from pyoci.plan.namespaces import map_text
 from pyoci.plan.options import MountOptions
+from pyoci.state import process
 from pyoci.tree import find
 
 TYPE_CHECKING = False
@@ -52,9 +53,11 @@ def check(spec: Spec, state: State, criu: int, profile: str) -> None:
         if line not in found:
             found.append(line)
 
-    tree = descendants(state.pid)
-    # each has credentials, a filter, a label and namespaces of its own
-    every = [thread for pid in tree for thread in threads(pid)]
+    # Each thread has credentials, a filter, a label and namespaces of its own; of one that has ended, and that nobody
+    # had waited for, nothing is left to look at.
+    living = {pid: [thread for thread in threads(pid) if _lives(thread)] for pid in descendants(state.pid)}
+    tree = [pid for pid in living if living[pid]]
+    every = [thread for pid in tree for thread in living[pid]]
     _namespaces(spec, every, criu, tell)
     _cgroups(state, tree, tell)
     if spec.process is not None:
@@ -84,6 +87,11 @@ def descendants(pid: int) -> list[int]:
 def threads(pid: int) -> list[int]:
     """Those of a process, itself the first: /proc shows each by its number, too."""
     return sorted([int(name) for name in posix.listdir(f"/proc/{pid}/task")], key=lambda number: number != pid)
+
+
+def _lives(thread: int) -> bool:
+    seen = process(thread)
+    return seen is not None and seen[0] not in "ZX"
 
 
 def _link(pid: int | str, kind: str) -> str:

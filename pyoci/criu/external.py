@@ -76,9 +76,10 @@ def on_this_host(mounts: list[External], mapped: bool) -> list[External]:
     for mount in mounts:
         found.append(mount)
         if mount.recursive is not None and mount.source != "/":
+            source = _without_links(mount.source)
             for number, row in enumerate(there.values()):
-                if _below(row.place, mount.source):
-                    below = row.place[len(mount.source.rstrip("/")) :]
+                if _below(row.place, source):
+                    below = row.place[len(source.rstrip("/")) :]
                     kind = "dir" if S_ISDIR(_mode(row.place)) else "file"
                     label = f"{mount.label}_{number}"
                     found.append(External(mount.name + below, row.place, label, kind, mount.origin, mount.recursive))
@@ -86,6 +87,18 @@ def on_this_host(mounts: list[External], mapped: bool) -> list[External]:
         for mount in found:
             _widen(mount, there)
     return found
+
+
+def _without_links(path: str) -> str:
+    """The path as mounts have it, such as /usr/lib for /lib."""
+    try:
+        handle = posix.open(path, posix.O_PATH | posix.O_CLOEXEC)
+    except OSError:
+        return path  # init's open says why
+    try:
+        return posix.readlink(f"/proc/self/fd/{handle}")
+    finally:
+        posix.close(handle)
 
 
 def _mode(path: str) -> int:

@@ -48,6 +48,7 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     folder: str,
     work: str,
     given: Sequence[str],
+    no_new_privileges: bool,
 ) -> ContainerPlan:
     """Ops that start CRIU's `program` in the directory `work`, with what is `outside` of the container and its root;
     `folder` is empty and ours, `given` names those of `FDS` that CRIU gets."""
@@ -83,7 +84,7 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     ops.append(Op("fchdir", (Ref("work"),), RESTORE))
     ops.append(close("work", RESTORE))
     ops += finish()
-    if spec.process is not None and spec.process.no_new_privileges:
+    if no_new_privileges:
         # Everything that CRIU makes inherits it, whatever the images say: only CRIU since 3.19 writes it there and
         # sets it again.
         ops.append(Op("prctl", (k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "/process/noNewPrivileges"))
