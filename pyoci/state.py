@@ -35,6 +35,7 @@ __all__ = (
 )
 
 SOCKET = "start.sock"
+EXITING = 4  # of a task's flags (include/linux/sched.h)
 NO_PROCESS = "no-process"  # is there for a container that cannot be started
 # A state under creation has a file of its own: a file that replaces another is written to the disk at once by some file
 # systems, and who removes it a moment later waits for that (ext4(5), auto_da_alloc).
@@ -239,6 +240,15 @@ def process(pid: int) -> tuple[str, int] | None:
     # The name in parentheses is the program's to choose, parentheses and spaces included.
     fields = stat[stat.rindex(b")") + 2 :].split()
     return fields[0].decode(), int(fields[19])
+
+
+def ends(pid: int) -> bool:
+    """Whether a process has begun to end, and may have to wait for others for that (PF_EXITING in field 9)."""
+    try:
+        stat = read_file(f"/proc/{pid}/stat")
+    except OSError:
+        return False
+    return bool(int(stat[stat.rindex(b")") + 2 :].split()[6]) & EXITING)
 
 
 def alive(state: State) -> bool:

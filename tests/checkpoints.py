@@ -1,34 +1,68 @@
-"""What tests of checkpoint and restore share: whether CRIU works here, and a container's images."""
+"""What tests of checkpoint and restore share: a CRIU that works here, and a container's images."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from containers import Box, box
+from modules import load
 
-CRIU = shutil.which("criu")
+SUITE = "trixie"  # Debian's release whose CRIU is taken where this machine's does not work
+works = pytest.mark.usefixtures("criu_works")  # of conftest.py
 
 
-def unfit() -> str:
-    """Why CRIU cannot work here, "" if it can."""
-    if os.geteuid() != 0:
-        return ""
-    if CRIU is None:
+def criu() -> str:
+    """The CRIU that pyoci finds, "" for none."""
+    return shutil.which("criu") or ""
+
+
+def unfit(program: str) -> str:
+    """Why a CRIU cannot work here, "" if it can."""
+    if not program:
         return "no criu here: install criu"
-    done = subprocess.run([CRIU, "check"], capture_output=True, text=True, check=False)
-    # Debian 12's is too old for kernels since 6.11 or so, whose vDSO has grown
+    done = subprocess.run([program, "check"], capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else f"criu does not work with this kernel: {done.stderr.partition(chr(10))[0]}"
 
 
-WHY = unfit()
-works = pytest.mark.skipif(WHY != "", reason=WHY or "-")
+def newer(root: Path, cache: Path) -> str:
+    """A later Debian's CRIU, made of its packages in the cache; skips where that cannot be.
+
+    Debian 12's is too old for kernels since 6.11 or so, whose vDSO has grown.  It has no newer one among its backports,
+    and a later one's package needs that release's C library: so it is given one, by that one's own loader.
+    """
+    top = cache / f"criu-{SUITE}"
+    program = top / "bin" / "criu"
+    if str(top).startswith("/tmp/"):
+        pytest.skip("a CRIU below /tmp cannot be used for restore, which gives it another one: set PYOCI_TEST_CACHE")
+    if program.exists():
+        return str(program)
+    if shutil.which("mmdebstrap") is None:
+        pytest.skip("mmdebstrap, which would unpack a newer criu, is not installed")
+    image = load(root / "conformance/vm/image.py")
+    shutil.rmtree(top, ignore_errors=True)
+    program.parent.mkdir(parents=True)
+    words = ["--quiet", "--mode=root", "--variant=extract", "--include=criu"]
+    words += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=APT::Install-Recommends "false"']
+    try:
+        image.run("mmdebstrap", *words, SUITE, top / "root", f"deb {image.mirror()} {SUITE} main")
+    except image.Unavailable as error:
+        pytest.skip(f"Debian's criu of {SUITE} cannot be had: {error}")
+    (loader,) = (top / "root/usr/lib").glob("*/ld-linux-*.so.?")
+    text = f'#!/bin/sh\nexec {loader} --library-path {loader.parent} --argv0 criu {top}/root/usr/sbin/criu "$@"\n'
+    made = program.with_name("new")
+    made.write_text(text)
+    made.chmod(0o755)
+    made.rename(program)
+    return str(program)
+
+
 COUNTER = "i=0; while true; do i=$((i+1)); echo $i > /tmp/new; busybox mv /tmp/new /tmp/count; sleep 0.02; done"
-__all__ = ("COUNTER", "CRIU", "Images", "box", "count", "images", "works")
+__all__ = ("COUNTER", "Images", "box", "count", "criu", "images", "newer", "unfit", "works")
 
 
 def count(box: Box) -> int:

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,20 @@ def cache() -> Path:
     path = Path(os.environ.get("PYOCI_TEST_CACHE") or Path.home() / ".cache" / "pyoci-tests")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="module")
+def criu_works(root: Path, cache: Path) -> Iterator[None]:
+    """The first CRIU in $PATH works with this kernel: this machine's or, where that is too old, a later Debian's."""
+    from checkpoints import criu, newer, unfit
+
+    with pytest.MonkeyPatch.context() as patch:
+        if why := unfit(criu()):
+            program = newer(root, cache)
+            patch.setenv("PATH", f"{Path(program).parent}:{os.environ.get('PATH', os.defpath)}")
+            if unfit(program):
+                pytest.skip(f"{why}; nor does a later Debian's: {unfit(program)}")
+        yield
 
 
 @pytest.fixture(scope="session")

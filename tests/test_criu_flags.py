@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from checkpoints import COUNTER, CRIU, Images, count, images, works
-from containers import CGROUPS, Box, box, needed, until
+from checkpoints import COUNTER, Images, count, criu, images, works
+from containers import CGROUPS, Box, box, needed, processes_of, until
 
 pytestmark = [*needed, works]
 __all__ = ("box", "images")
@@ -26,8 +28,7 @@ WHY_NOT_TCP = "this criu cannot dump any TCP socket of this kernel, which refuse
 
 def feature(name: str) -> bool:
     """What `criu check` knows of the kernel and of itself."""
-    assert CRIU is not None
-    words = [CRIU, "check", "--feature", name]
+    words = [criu(), "check", "--feature", name]
     return subprocess.run(words, capture_output=True, check=False, timeout=30).returncode == 0
 
 
@@ -149,8 +150,6 @@ time.sleep(1000)
 
 def test_a_lock(box: Box, images: Images) -> None:
     """--file-locks: refused without, held again with it."""
-    import fcntl
-
     python(box, LOCK)
     error = box.fails("checkpoint", *images.flags(), box.id)
     assert "criu dump failed: " in error and "lock" in error, error
@@ -263,11 +262,10 @@ def test_a_session_of_a_shell(box: Box, images: Images) -> None:
 
 
 @contextmanager
-def criu(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
     """Another CRIU at work beside ours."""
-    assert CRIU is not None
     child = subprocess.Popen(
-        [CRIU, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [criu(), *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         yield child
@@ -296,7 +294,7 @@ def test_a_page_server(box: Box, images: Images) -> None:
     port = free_port()
     box.start(COUNTER)
     until(lambda: count(box) > 2)
-    with criu("page-server", "-D", str(there), "--address", "127.0.0.1", "--port", str(port)) as server:
+    with running("page-server", "-D", str(there), "--address", "127.0.0.1", "--port", str(port)) as server:
         until(lambda: listening(port) or server.poll() is not None)
         assert server.poll() is None
         images.checkpoint("--page-server", f"127.0.0.1:{port}")
@@ -311,8 +309,8 @@ def test_a_page_server(box: Box, images: Images) -> None:
     assert "use --page-server ADDRESS:PORT" in box.fails("checkpoint", *images.flags(), "--page-server", "x", box.id)
 
 
-def serve(box: Box, images: Images) -> tuple[subprocess.Popen[bytes], int]:
-    """A checkpoint that waits for who wants the container's memory, and its CRIU."""
+def serve(box: Box, images: Images) -> tuple[subprocess.Popen[bytes], int, int]:
+    """A checkpoint that waits for who wants the container's memory, its CRIU, and the port where that waits."""
     if not feature("uffd-noncoop"):
         pytest.skip("this kernel has no userfaultfd of another process's (criu check --feature uffd-noncoop)")
     port = free_port()
@@ -333,20 +331,82 @@ def serve(box: Box, images: Images) -> tuple[subprocess.Popen[bytes], int]:
     assert dump.poll() is None
     assert sum(path.stat().st_size for path in images.images.glob("pages-*")) < 100000
     (child,) = Path(f"/proc/{dump.pid}/task/{dump.pid}/children").read_text(encoding="ascii").split()
-    return dump, int(child)
+    return dump, int(child), port
 
 
 def test_memory_that_is_left_where_it_is(box: Box, images: Images) -> None:
     """--lazy-pages and --status-fd: the caller is told when pages can be asked for."""
-    dump, child = serve(box, images)
+    dump, child, port = serve(box, images)
+    # not at every address of the machine's, as CRIU has it without more
+    assert f" 0100007F:{port:04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text(encoding="ascii")
     os.kill(child, signal.SIGKILL)
     _, said = dump.communicate(timeout=30)
     assert dump.returncode == 1 and b"criu dump failed: " in said
+    assert "--page-server" in box.fails("checkpoint", *images.flags(), "--lazy-pages", box.id)
+
+
+def pipes_can_be_large() -> bool:
+    """Whether CRIU may make the pipes that it serves memory through as large as it wants them: beyond what
+    fs.pipe-max-size allows only with CAP_SYS_RESOURCE, and it does not notice."""
+    reading, writing = os.pipe()
+    try:
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 819 * os.sysconf("SC_PAGE_SIZE"))
+    except PermissionError:
+        return False
+    finally:
+        os.close(reading)
+        os.close(writing)
+    return True
+
+
+@pytest.mark.skipif(not pipes_can_be_large(), reason="CRIU's page server needs CAP_SYS_RESOURCE")
+def test_memory_that_comes_when_it_is_wanted(box: Box, images: Images) -> None:
+    """restore --lazy-pages: the container goes on before its memory is there; when that has come, the old one ends."""
+    dump, _, port = serve(box, images)
+    other = box.new_id()
+    before = count(box)
+    box.write(other)
+    address = ("--page-server", "--address", "127.0.0.1", "--port", str(port))
+    with running("lazy-pages", *address, "-D", str(images.images), "-W", str(images.work)) as pages:
+        until(lambda: (images.work / "lazy-pages.socket").exists() or pages.poll() is not None)
+        images.restore("--lazy-pages", id=other)
+        until(lambda: count(box) > before + 3)
+        _, said = dump.communicate(timeout=30)
+        assert (dump.returncode, said) == (0, b"")
+        assert pages.wait(30) == 0
+    box.gone()
+    assert processes_of(other)
+    last = count(box)
+    until(lambda: count(box) > last)
+
+
+def test_memory_that_does_not_come(box: Box, images: Images) -> None:
+    """Who should bring it is gone when CRIU has made everything: then CRIU waits for processes that wait for it."""
+    if not feature("uffd-noncoop"):
+        pytest.skip("this kernel has no userfaultfd of another process's (criu check --feature uffd-noncoop)")
+    box.start("sleep 1000 & " + COUNTER)
+    until(lambda: count(box) > 2)
+    images.checkpoint()
+    processes = len(list(images.images.glob("core-*.img")))
+
+    def hear() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            for _ in range(processes):
+                connection.recv(4)
+                os.close(socket.recv_fds(connection, 1, 1)[1][0])
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(images.work / "lazy-pages.socket"))
+        listener.listen(1)
+        threading.Thread(target=hear, daemon=True).start()
+        error = images.refused("--lazy-pages")
+    assert "criu restore failed: " in error and "uffd" in error, error
 
 
 def test_who_serves_memory_ends_with_the_container(box: Box, images: Images) -> None:
     """A checkpoint that is killed meanwhile leaves its CRIU, which would wait for ever; delete ends it."""
-    dump, child = serve(box, images)
+    dump, child, _ = serve(box, images)
     dump.kill()
     dump.communicate(timeout=30)
     descriptor = os.pidfd_open(child)

@@ -68,5 +68,7 @@ def run(settings: Globals, options: Parsed) -> int:
         raise PyociError(f"--parent-path {found.parent_path}: must be relative to --image-path")
     if found.pre_dump and found.lazy_pages:
         raise PyociError("--pre-dump and --lazy-pages exclude each other")
+    if found.lazy_pages and not found.page_server:
+        raise PyociError("--lazy-pages: say with --page-server ADDRESS:PORT where the memory can be asked for")
     checkpoint(settings.root, options.args[0], found)
     return 0

@@ -140,12 +140,16 @@ def check(spec: Spec) -> None:
 
 def _dump(store: Store, state: State, spec: Spec, options: CheckpointOptions) -> None:
     program = service.find()
-    image = service.directory(options.image_path, "--image-path")
-    work = service.directory(options.work_path or options.image_path, "--work-path")
+    given: list[int] = []
     try:
+        given.append(image := service.directory(options.image_path, "--image-path"))
+        given.append(work := service.directory(options.work_path or options.image_path, "--work-path"))
         criu = service.Service(work, "dump.log", options.work_path or options.image_path)
         try:
-            fields = common(options, config_file(spec), image, "dump.log")
+            config = config_file(spec)
+            if options.lazy_pages:
+                config = _serve_at(options.page_server, config, given)
+            fields = common(options, config, image, "dump.log")
             fields += [("pid", state.pid), ("work_dir_fd", work), ("leave_running", options.leave_running)]
             fields += _external(state, spec)
             # Of other hierarchies it would take all that there is, other containers' included, and restore would make
@@ -185,8 +189,23 @@ def _dump(store: Store, state: State, spec: Spec, options: CheckpointOptions) ->
         finally:
             criu.close()
     finally:
-        posix.close(work)
-        posix.close(image)
+        for descriptor in given:
+            posix.close(descriptor)
+
+
+def _serve_at(page_server: str, config: str, given: list[int]) -> str:
+    """CRIU's configuration with the address where it serves the memory: asked for that, it takes the port alone, and
+    offers a container's memory at every address that the machine has."""
+    address, _ = _address(page_server)
+    text = b"address " + address.encode() + b"\n"
+    if config:
+        from pyoci.options import read_document
+
+        # what it says itself comes last, and so counts
+        text += read_document(config, "CRIU's configuration", regular=True)
+    given.append(posix.memfd_create("criu.conf", posix.MFD_CLOEXEC))
+    posix.write(given[-1], text)
+    return f"/proc/{posix.getpid()}/fd/{given[-1]}"
 
 
 def _remember(store: Store, state: State, child: int) -> None:
@@ -226,10 +245,15 @@ def _external(state: State, spec: Spec) -> list[tuple[str, rpc.Value]]:
 
 
 def _page_server(text: str) -> bytes:
+    address, port = _address(text)
+    return rpc.encode("criu_page_server_info", [("address", address), ("port", port)])
+
+
+def _address(text: str) -> tuple[str, int]:
     address, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536 or not address:
         raise PyociError(f"--page-server {text!r}: use --page-server ADDRESS:PORT")
-    return rpc.encode("criu_page_server_info", [("address", address.strip("[]")), ("port", int(port))])
+    return address.strip("[]"), int(port)
 
 
 def _write(folder: int, name: str, value: object) -> None:

@@ -20,6 +20,7 @@ from pyoci.plan.namespaces import Namespaces
 from pyoci.plan.restoring import FDS, cgroups_of, plan_restore
 from pyoci.program import assemble, leading
 from pyoci.spec.load import load
+from pyoci.state import ends
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def had_no_new_privileges(folder: str) -> bool:
 class Restoration(Creation):
     """One restore under way: what is made, remembered and undone is as for create; CRIU takes init's place."""
 
-    __slots__ = ("images", "lsm", "master", "outside", "profile", "unfit")
+    __slots__ = ("ending", "images", "lsm", "master", "outside", "profile", "unfit")
 
     def __init__(
         self, options: CreateOptions, blueprint: Blueprint, images: CheckpointOptions, outside: list[External]
@@ -104,6 +105,7 @@ class Restoration(Creation):
         self.profile = ""
         self.unfit: list[int] = []  # those of our streams that cannot take the place of the container's
         self.master = -1
+        self.ending = False  # the container's init was about to end when we looked last
         super().__init__(options, blueprint, False)
 
     def _build(self) -> Session:
@@ -162,7 +164,7 @@ class Restoration(Creation):
                 if config:
                     opened.append(posix.open(config, posix.O_RDONLY | posix.O_CLOEXEC))
                     config = f"/proc/{posix.getpid()}/fd/{opened[-1]}"
-                criu.ask(rpc.RESTORE, self._fields(image, theirs, config), self._notified)
+                criu.ask(rpc.RESTORE, self._fields(image, theirs, config), self._notified, self._unlock_ends)
             except PyociError as error:
                 raise self._explain_streams(error) from None
         finally:
@@ -270,6 +272,14 @@ class Restoration(Creation):
                     posix.kill(one, KILL)
                 kill_all(state.cgroup_paths)
                 raise
+
+    def _unlock_ends(self) -> None:
+        """When CRIU fails at its very end, it kills what it has made and waits for the container's init; which waits
+        for those processes, whose end must first be seen by who traces them: CRIU."""
+        assert self.session is not None
+        ending, self.ending = self.ending, ends(self.state.pid)
+        if ending and self.ending:
+            posix.kill(self.session.pid, KILL)
 
     def _terminal(self, master: int) -> None:
         if self.options.console_socket:

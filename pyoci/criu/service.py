@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import posix
+import select
 
 from pyoci.criu import rpc
 from pyoci.errors import PyociError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     # (what happened, pid, descriptor or -1)
     Notified = Callable[[str, int, int], None]
+    Waiting = Callable[[], None]
 
 FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LOG_LEVEL = 4  # all that it knows: the reason of a failure is often before the error
@@ -27,6 +29,7 @@ TAIL = 1 << 17  # bytes of its log that are searched for the reason
 SHOWN = 3  # lines that are quoted, of the first and of the last
 # what it says of itself at every start where it lacks a privilege that it does without
 NOISE = ("(criu/tun.c:", "RLIMIT_NOFILE for self")
+PATIENCE = 1000  # milliseconds without a word from it
 ANSWER = 1 << 20  # criu/cr-service.c takes and sends no more
 
 
@@ -81,21 +84,28 @@ class Service:
         except OSError:
             pass  # there is none; it is removed so that what is found in it later is of today
 
-    def ask(self, kind: int, options: list[tuple[str, rpc.Value]], notified: Notified) -> dict[str, int | bytes]:
+    def ask(
+        self, kind: int, options: list[tuple[str, rpc.Value]], notified: Notified, waiting: Waiting | None = None
+    ) -> dict[str, int | bytes]:
         """One request and its answer; PyociError with CRIU's reason when it fails.
 
-        What `notified` raises ends the work, and is raised here once CRIU has undone what it did.
+        `waiting` is called whenever it has not said a word for a second.  What `notified` raises ends the work, and is
+        raised here once CRIU has undone what it did.
         """
         self.theirs.close()
         name = {rpc.DUMP: "dump", rpc.RESTORE: "restore", rpc.PRE_DUMP: "pre-dump"}[kind]
         # where CRIU has our answers from: it must not be its last words that somebody else closed a pipe
         refused: BaseException | None = None
+        poll = select.poll()
+        poll.register(self.ours.fileno(), select.POLLIN)
         asked = rpc.encode("criu_opts", options)
         try:
             self.ours.send(rpc.encode("criu_req", [("type", kind), ("opts", asked)]))
         except OSError:
             raise self.failure(name, {}) from None
         while True:
+            while waiting is not None and not poll.poll(PATIENCE):
+                waiting()
             data, descriptor = self._receive()
             answer = rpc.decode("criu_resp", data)
             if answer.get("type") != rpc.NOTIFY:
