@@ -87,6 +87,7 @@ def test_false_takes_a_switch_back() -> None:
     ("argv", "status", "words"),
     [
         (["frobnicate"], 3, "No help topic for 'frobnicate'"),
+        (["help", "frobnicate"], 3, "No help topic for 'frobnicate'"),
         (["run", "--nope", "c"], 1, "Incorrect Usage: flag provided but not defined: -nope"),
         (["--nope"], 1, "Incorrect Usage: flag provided but not defined: -nope"),
         (["run", "--systemd-cgroup", "c"], 1, "not defined: -systemd-cgroup; it goes before the command"),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pyoci.cli import COMMANDS, GLOBAL
-from pyoci.errors import UsageError
-from pyoci.log import output
+from pyoci.log import error, output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +21,8 @@ def overview(names: Sequence[str]) -> int:
     elif names[0] in COMMANDS:
         text = command(names[0])
     else:
-        raise UsageError(f"No help topic for '{names[0]}'")
+        error(f"No help topic for '{names[0]}': there is no such command (see pyoci --help)")
+        return 3
     output(text)
     return 0
 
