@@ -569,6 +569,35 @@ def test_tracer_gains_nothing_of_exec(bundle: Bundle, filtered: str, terminal: b
     assert (lines[0], lines[1:-1]) == ("ready", [])
 
 
+def test_tracer_of_another_container(bundle: Bundle) -> None:
+    """Two containers with one pid namespace, as in a pod: exec is in the one, and the other may trace."""
+    compile_static(bundle, "tracer", TRACER)
+    (bundle.rootfs / "tmp").chmod(0o777)
+    sets = ("bounding", "effective", "permitted")
+    bundle.process["capabilities"] = {kind: ["CAP_SYS_PTRACE", "CAP_KILL"] for kind in sets}
+    script = "while [ ! -e /tmp/go ]; do sleep 1; done; tracer 80020 >/tmp/found; sleep 100"
+    first = bundle.start("/bin/sh", "-c", script)
+    pid = json.loads(bundle.call("state", first).stdout)["pid"]
+    bundle.process["capabilities"] = {kind: ["CAP_KILL"] for kind in sets}
+    for entry in bundle.config["linux"]["namespaces"]:
+        if entry["type"] == "pid":
+            entry["path"] = f"/proc/{pid}/ns/pid"
+    second = bundle.start()
+    (bundle.rootfs / "tmp" / "go").touch()
+    found = bundle.rootfs / "tmp" / "found"
+    until(lambda: found.exists() and "ready" in found.read_text())
+    for _ in range(200):
+        done = bundle.call("exec", second, "/bin/grep", "CapPrm", "/proc/self/status")
+        assert done.stdout.split() == ["CapPrm:", "0000000000000020"], done
+        if "took" in found.read_text():
+            break
+    (bundle.rootfs / "tmp" / "stop").touch()
+    until(lambda: "took" in found.read_text())
+    lines = found.read_text().splitlines()
+    assert lines[-1] != "took 0", "none was seen"
+    assert (lines[0], lines[1:-1]) == ("ready", [])
+
+
 @pytest.mark.parametrize("filtered", [True, False])
 def test_tracer_as_hook(bundle: Bundle, filtered: bool) -> None:
     """A startContainer hook is the image's program, and runs beside the first process that still has CAP_SYS_ADMIN."""

@@ -109,7 +109,7 @@ def test_no_procfs_among_processes_that_may_trace_its_maker(more: list[str], ref
     spec = load(json.dumps(document).encode())
     spaces = [*SPACES, *[name for name in more if name == "user"]]
     if refused:
-        with pytest.raises(ConfigError, match="/mounts/1/type: proc is made by a process that the container's could"):
+        with pytest.raises(ConfigError, match="/mounts/1/type: proc is made by a process of the host's"):
             mounting.check(spec, spaces, True)
     else:
         mounting.check(spec, spaces, True)

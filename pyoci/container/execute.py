@@ -268,7 +268,7 @@ def _enter(  # noqa: PLR0913 - what exec has found out
 
     _warn_capabilities(options, process, host, state)
     unseen = (
-        may_trace(state.namespaces, spec.process)
+        may_trace(state.namespaces, spec.process, spec.linux)
         and not process.scheduler  # which a child may not have from its parent (sched(7))
         and not (filtered.listens and not process.no_new_privileges)
     )

@@ -70,14 +70,20 @@ def descriptors(preserve_fds: int) -> dict[str, int]:
     return {"control": first, "container": first + 1, "console": first + 2}
 
 
-def may_trace(namespaces: Sequence[str], process: Process | None) -> bool:
+def may_trace(namespaces: Sequence[str], process: Process | None, linux: Linux | None = None) -> bool:
     """Whether a container's processes may trace whoever comes into their pid namespace, whatever rights that one has
-    (ptrace(2), "Ptrace access mode checking"), and have not all of these rights anyway."""
-    capabilities = process.capabilities if process is not None else None
-    if capabilities is None or "pid" not in namespaces or "user" in namespaces:
+    (ptrace(2), "Ptrace access mode checking"), and have not all of these rights anyway.
+
+    With `linux` also whether others may whose pid namespace it is, if it is joined by path.
+    """
+    if "pid" not in namespaces or "user" in namespaces:
         return False
-    held = {*capabilities.bounding, *capabilities.permitted, *capabilities.ambient, *capabilities.inheritable}
-    return "CAP_SYS_PTRACE" in held and "CAP_SYS_ADMIN" not in held
+    held: set[str] = set()
+    if process is not None and process.capabilities is not None:
+        sets = process.capabilities
+        held = {*sets.bounding, *sets.permitted, *sets.ambient, *sets.inheritable}
+    joined = linux is not None and any(entry.type == "pid" and entry.path for entry in linux.namespaces)
+    return ("CAP_SYS_PTRACE" in held or joined) and "CAP_SYS_ADMIN" not in held
 
 
 def enter(target: Target, origin: str, by_root: bool, unseen: bool = False) -> list[Op]:

@@ -51,6 +51,7 @@ NAMED = b"self/fd/%d" % FIXED
 def check(spec: Spec, namespaces: Sequence[str], privileged: bool) -> None:
     """ConfigError for what can be done when a container is made, but not to one that runs."""
     problems: list[Problem] = []
+    traceable = may_trace(namespaces, spec.process, spec.linux)
     for index, mount in enumerate(spec.mounts):
         where = f"/mounts/{index}"
         options = MountOptions(mount.options)
@@ -66,8 +67,11 @@ def check(spec: Spec, namespaces: Sequence[str], privileged: bool) -> None:
         elif not options.bind and mount.type not in OF_NAMESPACES and "user" in namespaces:
             message = f"{mount.type} cannot be added to a container with a user namespace; mount it outside and bind it"
             problems.append(Problem(f"{where}/type", message))
-        elif not options.bind and OF_NAMESPACES.get(mount.type) == "pid" and may_trace(namespaces, spec.process):
-            message = f"{mount.type} is made by a process that the container's could take over: it has CAP_SYS_PTRACE"
+        elif not options.bind and OF_NAMESPACES.get(mount.type) == "pid" and traceable:
+            message = (
+                f"{mount.type} is made by a process of the host's in the container's pid namespace, where those with"
+                " CAP_SYS_PTRACE could take it over; mount it when the container is made"
+            )
             problems.append(Problem(f"{where}/type", message))
     if problems:
         raise ConfigError(problems, ORIGIN)
