@@ -118,7 +118,8 @@ def test_a_forced_delete_of_nothing(quick: Launched) -> None:
         ("--debug", "start"), ("--log-format", "xml", "start"), ("--log", "/dev/null/x", "start"), ("--version",),
         ("--root",), ("start", "--help"), ("start", "--"), ("start", "-f"), ("start", "a", "b"), ("state",),
         ("--systemd-cgroup=true", "start"), ("start", ".."), ("start", "a/b"), ("start", "-a"), ("start", "x" * 256),
-        ("delete", "--all"), ("delete",), ("--root", "/nonexistent", "start"),
+        ("delete", "--all"), ("delete",), ("--root", "/nonexistent", "start"), ("--log", "syslog:x", "start"),
+        ("--log", "journald:x", "start"), ("--log", "file:x", "start"),
     ],
 )  # fmt: skip
 def test_what_is_not_usual_is_pythons(quick: Launched, words: tuple[str, ...]) -> None:
@@ -127,6 +128,8 @@ def test_what_is_not_usual_is_pythons(quick: Launched, words: tuple[str, ...]) -
     assert quick.quick("start") == NO_PYTHON
     assert quick.quick(*words, *tail) == NO_PYTHON
     assert quick.status() == "created"
+    # a log that is no file leaves none where the caller is
+    assert [word for word in words if ":" in word and Path(word).exists()] == []
 
 
 def test_hooks_are_pythons(quick: Launched) -> None:
