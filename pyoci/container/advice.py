@@ -8,6 +8,7 @@ from errno import EACCES, EINVAL, EMFILE, ENFILE, ENOENT, ENOSPC, ENOTDIR, EPERM
 from pyoci.errors import OPEN_FILES
 from pyoci.kernel.capabilities import CAPABILITIES
 from pyoci.kernel.flags import FSCONFIG_CMD_CREATE, NAMESPACES, PR_CAPBSET_DROP
+from pyoci.plan.namespaces import OWNED
 from pyoci.plan.ops import RUNTIME, Ref, Struct
 
 TYPE_CHECKING = False
@@ -43,6 +44,7 @@ REMEDIES = {
 UNLIKE = "the source or its place may be not a directory: a directory goes on a directory only, and a file on a file"
 
 
+MOUNTING = ("fsconfig", "fsmount", "fsopen", "mount_setattr", "open_tree")  # for which a user namespace is enough
 SYSCTLS = "kernel.unprivileged_userns_clone, user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns"
 
 
@@ -77,7 +79,7 @@ def advise(op: Op, number: int, root: str = "", detail: str = "") -> str:
     if (remedy := REMEDIES.get((op.origin, number))) is not None:
         return remedy
     if number == EPERM:
-        return _in_user_namespace(op) if posix.geteuid() else _capability(op)
+        return _refused(op)
     if number == EACCES and root and op.args[:1] == (Ref("rootfs"),):
         return _closed(root)
     return ""
@@ -85,7 +87,7 @@ def advise(op: Op, number: int, root: str = "", detail: str = "") -> str:
 
 def _capability(op: Op) -> str:
     need = NEEDS.get(op.call, "")
-    if op.call == "setns" and "belongs to" in op.hint:
+    if op.call == "setns" and OWNED in op.hint:
         return op.hint  # of the joined user namespace we have all that there is
     if op.call == "prctl" and op.args[0] == PR_CAPBSET_DROP:
         need = "CAP_SETPCAP"
@@ -98,19 +100,22 @@ def _capability(op: Op) -> str:
     return ""
 
 
-def _in_user_namespace(op: Op) -> str:
-    """Of others than root: a user namespace gives them every capability, for what belongs to it."""
-    if op.call == "clone3":
+def _refused(op: Op) -> str:
+    """EPERM: a capability that pyoci lacks; or what those that a user namespace gives are not enough for."""
+    user = posix.geteuid() != 0
+    if user and op.call == "clone3":
         made = op.args[0]
         flags = made.fields["flags"] if isinstance(made, Struct) else 0
         if isinstance(flags, int) and not flags & NAMESPACES["user"]:
             return "without root's rights it takes a user namespace, too: pyoci spec --rootless writes such a one"
         return f"this host lets no user make a user namespace: see the sysctls {SYSCTLS}"
+    if not (user and op.call in MOUNTING) and (lacking := _capability(op)):
+        return lacking
     if op.call == "fsopen" and op.args[0] == b"sysfs":
         return "a new sysfs needs a network namespace of the container's own: make one, or bind the host's /sys"
     if op.call == "fsopen" or (op.call == "fsconfig" and op.args[1] == FSCONFIG_CMD_CREATE):
         return "the kernel lets only root mount it"
-    return _capability(op) if op.call not in ("fsmount", "mount_setattr", "open_tree") else ""
+    return ""
 
 
 def _parameter(op: Op, number: int) -> str:

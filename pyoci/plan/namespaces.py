@@ -16,6 +16,8 @@ CLAUSE = "config-linux.md#namespaces"
 # Made by the container's first process once it is where it belongs: a cgroup namespace is rooted in the cgroup that its
 # maker is in, and a time namespace wants its offsets before anybody enters it.
 LATER = ("cgroup", "time")
+# of what is joined beside a user namespace by path; `container.advice` knows by it that no capability is lacking
+OWNED = "and without root's rights one that belongs to the user namespace"
 
 
 class Namespaces:
@@ -82,7 +84,7 @@ def _setns(namespaces: Namespaces, type_: str, tolerate: tuple[int, ...] = ()) -
     hint = f"{path} must be a namespace of type {type_}"
     if "user" in namespaces.joined and type_ != "user":
         user, owner = namespaces.joined["user"]
-        hint += f", and without root's rights one that belongs to the user namespace {owner} (/linux/namespaces/{user})"
+        hint += f", {OWNED} {owner} (/linux/namespaces/{user})"
     return Op(
         "setns",
         (Ref(f"ns_{type_}"), k.NAMESPACES[type_]),
