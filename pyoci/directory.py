@@ -287,6 +287,11 @@ def _open_root(root: str, make: bool) -> int:
     return fd
 
 
+def check_root(root: str) -> None:
+    """OSError or PyociError unless that is where states may be kept."""
+    posix.close(_open_root(root, make=False))
+
+
 def _make_directories(path: str) -> None:
     # The sticky bit keeps a directory below $XDG_RUNTIME_DIR from being cleaned up as old (XDG Base Directory spec).
     mode = 0o700 if posix.geteuid() == 0 else 0o1700

@@ -102,7 +102,8 @@ def _directory(store_root: str) -> int:
         except FileNotFoundError:
             if attempt:
                 return -1
-            _make(store_root + "/.cache", path)
+            if not _make(store_root, store_root + "/.cache", path):
+                return -1
             continue
         except OSError:
             return -1
@@ -113,12 +114,21 @@ def _directory(store_root: str) -> int:
     return -1
 
 
-def _make(*paths: str) -> None:
+def _make(store_root: str, *paths: str) -> bool:
+    """False where nothing is to be made, because states are not to be kept there, either."""
+    from pyoci.directory import check_root
+    from pyoci.errors import PyociError
+
+    try:
+        check_root(store_root)
+    except (OSError, PyociError):
+        return False
     for path in paths:
         try:
             mkdir(path, 0o700)
         except OSError:
             continue  # there already, or the cache cannot be: the next open tells
+    return True
 
 
 def _read(directory: int, name: str, text: bytes) -> bytes | None:

@@ -1191,6 +1191,11 @@ def test_link_that_somebody_left_in_tmp(bundle: Bundle, launched: bool, slash: s
     for words in (("delete", "--force", "directory"), ("start", "directory"), ("list",), ("delete", "--force", "none")):
         code, error = call("--root", f"{shared}/states{slash}", *words)
         assert (code, error) == refused or (code != 0 and "permission denied" in error), error
+    # nor is a filter kept there, before that is found
+    bundle.config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    bundle.write()
+    code, error = call("--root", f"{shared}/states{slash}", "run", "--bundle", str(bundle.folder), bundle.name())
+    assert code != 0 and ("is not followed" in error or "permission denied" in error), error
     for name in ("log", "new"):
         code, error = call("--log", f"{shared}/{name}", "--root", str(bundle.states), "delete", "--force", "none")
         assert code != 0 and ("is not followed" in error or "permission denied" in error), error
