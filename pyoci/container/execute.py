@@ -296,7 +296,7 @@ def _enter(  # noqa: PLR0913 - what exec has found out
             session.abandon()
             if isinstance(error, Failure) and paths is None and error.errno in ELSEWHERE and _for_cgroup(error.op):
                 raise Elsewhere(str(error)) from None
-            if isinstance(error, (Failure, Died)) and not alive(state):
+            if _container_ended(error, state):
                 raise WrongState("cannot exec in a stopped container") from None
             from pyoci.container.failure import explained
 
@@ -319,6 +319,20 @@ def _enter(  # noqa: PLR0913 - what exec has found out
 
     child = posix.pidfd_open(session.pid)
     return attend(session.pid, child, session.descriptor if session.descriptor >= 0 else None)
+
+
+def _container_ended(error: BaseException, state: State) -> bool:
+    """Whether the container's end, and nothing of the process's own, is why it failed."""
+    if not isinstance(error, (Failure, Died)) or alive(state):
+        return False
+    if isinstance(error, Failure):
+        return True
+    from pyoci.cgroup.live import oom_kills
+
+    try:
+        return not oom_kills(state.cgroup_paths)
+    except OSError:
+        return True
 
 
 def _warn_capabilities(options: ExecOptions, process: Process, host: Host, state: State) -> None:
