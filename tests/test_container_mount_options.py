@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from containers import COMMAND, LIMIT, Box, box, needed  # noqa: F401 - a fixture
 
-from pyoci.plan.options import ATTRIBUTES, KNOWN, NOTHING, OF_FSTAB, SUPERBLOCK
+from pyoci.plan.options import ATTRIBUTES, KNOWN, NOTHING, OF_FSTAB, SUPERBLOCK, MountOptions
 
 pytestmark = needed
 ALL = "ro,nosuid,nodev,noexec,nosymfollow,noatime,nodiratime"
@@ -74,6 +74,26 @@ def test_options_that_only_mount_8_knows(box: Box) -> None:  # noqa: F811
     box.id = box.new_id()
     box.mount("/unknown", "tmpfs", "tmpfs", "nobody-knows-this")
     assert "nobody-knows-this" in box.refused()
+
+
+def test_several_options_in_one(box: Box) -> None:  # noqa: F811
+    """They go into one list for mount(2) (config.md#linux-mount-options), which takes commas for what they are."""
+    box.mount("/a", "tmpfs", "tmpfs", "size=64k,mode=701", "nr_inodes=50,ro,", "")
+    found = lines(box.run("cat /proc/self/mountinfo"))["/a"]
+    assert {"size=64k", "mode=701", "nr_inodes=50", "ro"} <= found.superblock
+    box.id = box.new_id()
+    box.mount("/b", "tmpfs", "tmpfs", "size=64k,nobody-knows-this")
+    assert "nobody-knows-this" in box.refused()
+
+
+def test_commas_that_are_no_ends() -> None:
+    label = 'context="system_u:object_r:tmp_t:s0:c1,c2"'
+    assert MountOptions([f"size=1,{label},mode=700"]).data == [
+        ("size", "1"), ("context", '"system_u:object_r:tmp_t:s0:c1,c2"'), ("mode", "700"),
+    ]  # fmt: skip
+    for layers in ("lowerdir=/a,b:/c", "upperdir=/a,b", "workdir=/a,b", "lowerdir+=/a,b", "datadir+=/a,b"):
+        name, _, value = layers.partition("=")
+        assert MountOptions([layers]).data == [(name, value)]
 
 
 @pytest.mark.parametrize("recursive", ["", "r"])

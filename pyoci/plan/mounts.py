@@ -226,11 +226,7 @@ def _filesystem(
         ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, b"ro", 0, f"{origin}/options"))
     for flag in options.flags:
         ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, flag.encode(), 0, f"{origin}/options"))
-    for name, value in options.data:
-        if value is None:
-            ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, name.encode(), 0, f"{origin}/options"))
-        else:
-            ops.append(_fsconfig(k.FSCONFIG_SET_STRING, name.encode(), value.encode(), f"{origin}/options"))
+    ops += [_parameter(name, value, f"{origin}/options") for name, value in options.data]
     if label and type_ in LABELLED and not any(name in ("context", "rootcontext") for name, _ in options.data):
         ops.append(_fsconfig(k.FSCONFIG_SET_STRING, b"context", label.encode(), "/linux/mountLabel"))
     if mode is not None and type_ == "tmpfs" and not any(name == "mode" for name, _ in options.data):
@@ -263,6 +259,15 @@ def _fsconfig(command: int, key: bytes | int, value: bytes | int, origin: str) -
     return Op("fsconfig", (Ref("fs"), command, key, value, 0), origin)
 
 
+def _parameter(name: str, value: str | None, origin: str) -> Op:
+    """An option that is the file system's own.  Quotes are for who reads a list, as mount(2) does."""
+    if value is None:
+        return _fsconfig(k.FSCONFIG_SET_FLAG, name.encode(), 0, origin)
+    if name.endswith("context") and len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]
+    return _fsconfig(k.FSCONFIG_SET_STRING, name.encode(), value.encode(), origin)
+
+
 def _remount(plan: MountPlan, mount: Mount, options: MountOptions, origin: str) -> None:
     """Change what is mounted at the destination: its mount (`bind`), or its superblock as well."""
     path = relative(mount.destination)
@@ -276,9 +281,7 @@ def _remount(plan: MountPlan, mount: Mount, options: MountOptions, origin: str) 
             plan.ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, b"rw", 0, f"{origin}/options"))
         for flag in options.flags:
             plan.ops.append(_fsconfig(k.FSCONFIG_SET_FLAG, flag.encode(), 0, f"{origin}/options"))
-        for name, value in options.data:
-            key = k.FSCONFIG_SET_FLAG if value is None else k.FSCONFIG_SET_STRING
-            plan.ops.append(_fsconfig(key, name.encode(), 0 if value is None else value.encode(), f"{origin}/options"))
+        plan.ops += [_parameter(name, value, f"{origin}/options") for name, value in options.data]
         plan.ops.append(_fsconfig(k.FSCONFIG_CMD_RECONFIGURE, 0, 0, origin))
         plan.ops.append(close("fs", origin))
     _attributes(plan, "target", options, origin, 0)

@@ -49,6 +49,7 @@ OF_FSTAB: dict[str, tuple[str, ...]] = {
 }
 COMMENTS = ("x-", "X-", "comment=")  # so begins what is for other readers of fstab(5)
 BIND = ("bind", "rbind")
+LAYERS = ("lowerdir", "upperdir=", "workdir=", "datadir")
 COPY_UP = "tmpcopyup"
 IDMAP = ("idmap", "ridmap")
 KNOWN = (
@@ -64,6 +65,21 @@ KNOWN = (
     *IDMAP,
     "remount",
 )
+
+
+def _pieces(option: str) -> list[str]:
+    """What mount(2) makes of an option with commas in its list of them (config.md#linux-mount-options): several, unless
+    they are in quotes, as those of SELinux's labels are, or in the paths of overlay's layers."""
+    if option.startswith(LAYERS):
+        return [option]
+    found, quoted = [""], False
+    for character in option:
+        quoted ^= character == '"'
+        if character == "," and not quoted:
+            found.append("")
+        else:
+            found[-1] += character
+    return found
 
 
 class MountOptions:
@@ -123,8 +139,10 @@ class MountOptions:
             elif option == COPY_UP:
                 self.copy_up = True
             elif option not in NOTHING and not option.startswith(COMMENTS):
-                name, equals, value = option.partition("=")
-                self.data.append((name, value if equals else None))
+                for piece in _pieces(option) if "," in option else (option,):
+                    name, equals, value = piece.partition("=")
+                    if piece:
+                        self.data.append((name, value if equals else None))
         # atime's "clear" must stay even when a mode is set: the kernel wants the old mode cleared to set another
         self.attr = (attr_set, attr_clear)
         self.tree_attr = (tree_set, tree_clear)
