@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from containers import Box, box, needed  # noqa: F401 - a fixture
 
+from pyoci.container.advice import effective
 from pyoci.host import probe
+from pyoci.kernel.capabilities import CAPABILITIES
 
 pytestmark = needed
 NICE, PRIORITY, POLICY = 18, 39, 40  # fields of /proc/PID/stat, from 0
@@ -70,6 +72,21 @@ def test_what_a_policy_needs_is_said(box: Box, scheduler: dict[str, Any], hint: 
     box.process["scheduler"] = scheduler
     error = box.refused()
     assert "/process/scheduler: sched_setattr(" in error and hint in error
+
+
+def test_a_nice_value_in_a_user_namespace(box: Box) -> None:  # noqa: F811
+    """What only the machine's own root may do needs a limit that allows it there."""
+    box.namespace("user")
+    box.linux["uidMappings"] = box.linux["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 1000}]
+    box.process["scheduler"] = {"policy": "SCHED_OTHER", "nice": -5}
+    error = box.refused()
+    assert "/process/scheduler: sched_setattr(" in error and "an RLIMIT_NICE in /process/rlimits" in error
+    if not effective() >> CAPABILITIES["CAP_SYS_RESOURCE"] & 1:
+        pytest.skip("raising that limit needs CAP_SYS_RESOURCE")
+    box.process["rlimits"] = [{"type": "RLIMIT_NICE", "soft": 25, "hard": 25}]
+    box.process["args"] = ["cat", "/proc/self/stat"]
+    box.write()
+    assert box.ok("run", "--bundle", str(box.bundle), box.id).split()[NICE] == "-5"
 
 
 @pytest.mark.parametrize("policy", ["SCHED_FIFO", "SCHED_RR"])

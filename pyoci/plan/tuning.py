@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 MASK_SIZE = s.MOST // 8  # bytes
 # What a policy needs, where the kernel refuses it.
-REAL_TIME = "it needs CAP_SYS_NICE or RLIMIT_RTPRIO on the host, and in cgroup v1 /linux/resources/cpu/realtimeRuntime"
+REAL_TIME = (
+    "it needs CAP_SYS_NICE on the host or an RLIMIT_RTPRIO in /process/rlimits, and in cgroup v1"
+    " /linux/resources/cpu/realtimeRuntime"
+)
+NICE = "a nice value below ours needs CAP_SYS_NICE on the host or an RLIMIT_NICE in /process/rlimits"
 HINTS = {
     "SCHED_FIFO": REAL_TIME,
     "SCHED_RR": REAL_TIME,
@@ -43,7 +47,7 @@ def of_process(process: Process) -> list[Op]:
             sched_deadline=_number(asked.get("deadline")),
             sched_period=_number(asked.get("period")),
         )
-        hint = HINTS.get(str(asked["policy"]), "a nice value below ours needs CAP_SYS_NICE on the host")
+        hint = HINTS.get(str(asked["policy"]), NICE)
         if flags & s.UTIL_CLAMP:
             hint = "SCHED_FLAG_UTIL_CLAMP_... need a kernel with CONFIG_UCLAMP_TASK"
         ops.append(Op("sched_setattr", (0, attributes, 0), "/process/scheduler", hint=hint))
