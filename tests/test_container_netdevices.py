@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,37 @@ def test_a_device_moves_with_its_addresses(net: Network) -> None:
     assert by_address["192.0.2.7"]["label"] == "data0"
     assert by_address["198.51.100.1"]["address"] == "198.51.100.2"
     assert by_address["2001:db8::7"]["nodad"] is True
+
+
+def test_a_physical_device_comes_back(box: Box) -> None:  # noqa: F811
+    """The kernel's doing when its namespace ends, with the name that it had there (config-linux.md#network-devices).
+
+    It is of the machine's namespace, so this is for a machine that has one which nobody uses.
+    """
+    name = os.environ.get("PYOCI_SPARE_DEVICE", "")
+    if not name:
+        pytest.skip("$PYOCI_SPARE_DEVICE names no network card that may be given away: test_vm.py does")
+    ours = Path("/sys/class/net")
+    assert (ours / name / "device").exists(), "a device of the kernel's own making"
+
+    def ip(*words: str, pid: int = 1) -> str:
+        enter = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip", *words]
+        return subprocess.run(enter, capture_output=True, text=True, timeout=LIMIT, check=True).stdout
+
+    ip("address", "add", "192.0.2.7/24", "dev", name)
+    address = (ours / name / "address").read_text()
+    box.linux["netDevices"] = {name: {"name": "data0"}}
+    box.write()
+    words, null = box.command("create", "--bundle", str(box.bundle), box.id), subprocess.DEVNULL
+    # pyroute2 is much for a processor that is emulated
+    subprocess.run(words, stdin=null, stdout=null, timeout=8 * LIMIT, check=True)
+    assert not (ours / name).exists()
+    inside = ip("address", "show", "dev", "data0", pid=box.pid())
+    assert "192.0.2.7/24" in inside and ",UP" in inside and address.strip() in inside
+    box.ok("delete", "--force", box.id)
+    until((ours / "data0").exists)
+    assert (ours / "data0/address").read_text() == address
+    ip("link", "set", "data0", "name", name)
 
 
 def test_it_carries_data(net: Network) -> None:

@@ -88,6 +88,16 @@ def test_events_of_v2(vm: Run) -> None:
     assert " passed" in done.stdout
 
 
+def test_what_other_machines_may_not_have(vm: Run) -> None:
+    """A network card that is given to a container, and comes back; a limit that only CAP_SYS_RESOURCE raises."""
+    find = "modprobe virtio_net; name=$(cd /sys/class/net; ls -d */device | cut -d/ -f1)"
+    files = "tests/test_container_netdevices.py tests/test_container_tuning.py"
+    run = f"python3 -P -m pytest -q -p no:cacheprovider {files}"
+    chosen = "-k 'physical or nice_value_in_a_user'"
+    done = vm("sh", "-ec", f"{find}; PYOCI_SPARE_DEVICE=$name exec {run} {chosen}", timeout=600)
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout[-8000:] + done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("layout", ["v2", "hybrid", "v1"])
 def test_units_of_systemd(vm: Run, layout: str) -> None:
     """The tests of --systemd-cgroup, skipped without systemd as process 1; v1 shows the few that differ."""

@@ -37,6 +37,8 @@ LAYOUTS = {
 TIMED_OUT, BROKEN = 124, 125
 # What a share must not hide in the machine.
 OWN = ("/", "/proc", "/sys", "/dev", "/usr", "/etc", "/run", "/var", "/root", "/tmp")
+# Another word when `Machine.words` gives a machine other parts: a saved one has those that it had.
+HARDWARE = "nic"
 
 
 class Machine:
@@ -49,7 +51,7 @@ class Machine:
         self.disk = image.make_root(cache)
         self.kernel = image.make_kernel(cache, options.kernel)
         version = image.run("qemu-system-x86_64", "--version").split("version ")[1].split()[0]
-        parts = (options.kernel, options.cgroup, options.memory, options.cpus, version, self.disk.stem[5:])
+        parts = (options.kernel, options.cgroup, options.memory, options.cpus, version, HARDWARE, self.disk.stem[5:])
         self.saved = cache / ("saved-" + "-".join(str(part) for part in parts))
         self.shares: list[tuple[str, str]] = options.share
         (folder / "control").mkdir()
@@ -73,6 +75,8 @@ class Machine:
         disk = (f"file={self.saved}/disk", "cache=unsafe", f"snapshot={'on' if snapshot else 'off'}")
         device("virtio-blk-pci,drive=d0", "-drive", "id=d0", *disk, *keep)
         device("virtio-blk-pci,drive=d1", "-drive", "id=d1", f"file={self.kernel}/modules.img", "readonly=on", *keep)
+        # to give away: nothing is at its other end, and nothing sees it before virtio_net is loaded
+        device("virtio-net-pci,netdev=n,romfile=", "-netdev", "hubport", "id=n", "hubid=0")
         words += ["-device", "virtio-serial-pci"]
         for number, name in enumerate(("out", "err", "status"), 1):
             device(f"virtserialport,chardev=c{number},nr={number}", "-chardev", "file", f"id=c{number}",
