@@ -237,6 +237,8 @@ BAD: list[tuple[str, str, object]] = [
     ("/hooks/poststop/0/path", "is required", MISSING),
     ("/hooks/poststop/0/timeout", "must be greater than zero, not -1", -1),
     ("/hooks/prestart/0/env/0", "is not of the form NAME=value", "A"),
+    *[(f"/hooks/{kind}/0/args/0", "must name the program", ((f"/hooks/{kind}/0/args", [""]),))
+      for kind in BASE["hooks"]],
     ("/annotations/", "the name of an annotation must not be empty", "x"),
     ("/hostname", "needs a uts namespace", (without_namespace("uts"), ("/domainname", MISSING))),
     ("/domainname", "needs a uts namespace", (without_namespace("uts"), ("/hostname", MISSING))),

@@ -131,6 +131,8 @@ def hooks(spec: Spec, report: Report) -> None:
                 report.add(where + "/path", f"must be an absolute path, not {shown(hook.path)}")
             if hook.timeout is not None and hook.timeout <= 0:
                 report.add(where + "/timeout", f"must be greater than zero, not {hook.timeout}")
+            if hook.args and not hook.args[0]:
+                report.add(where + "/args/0", "must name the program, as execv(2)'s argv does")
             if hook.env:
                 _environment(hook.env, where, report)
 
