@@ -259,7 +259,7 @@ def examine(data: bytes) -> list[Finding]:
             finding = Finding("error", problem.pointer, problem.message)
             finding.clause = problem.clause
             findings.append(finding)
-    said = {finding.pointer for finding in findings}
+    said = {finding.pointer.lower() for finding in findings}
     broken = violations(root, walk.canonical(document, root))
     findings += [Finding("error", where, message) for where, message in broken.items() if not _covered(where, said)]
     findings += walk.strangers(document, root)
@@ -274,8 +274,7 @@ def examine(data: bytes) -> list[Finding]:
 def _covered(pointer: str, said: set[str]) -> bool:
     from pyoci.spec.read import printable
 
-    folded = printable(pointer).lower()
-    return any(other.lower() == folded for other in said)
+    return printable(pointer).lower() in said
 
 
 def explain(finding: Finding, walk: Walk, document: object) -> None:
