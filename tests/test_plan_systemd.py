@@ -136,6 +136,18 @@ def test_unlimited_is_infinity() -> None:
     assert [told[name] for name in names] == [infinity] * 4
 
 
+@pytest.mark.parametrize("limit", [1, 0])
+def test_a_limit_of_one_is_told_when_the_unit_has_that_one(limit: int) -> None:
+    made = plan(on(v2_host()), Resources(pids=Pids(limit)))
+    assert "TasksMax" not in properties(made)
+    *_, write, told, changed = made.enter
+    assert isinstance(write.args[0], bytes) and write.args[0].endswith(b"/pids.max") and write.args[1] == b"1"
+    assert told.args == (b"TasksMax", b"uint64 1")
+    assert changed.call == "set_unit"
+    updated = plan_unit_update(Resources(pids=Pids(limit)), "system p-n.scope", {"": "/x"})
+    assert [op.call for op in updated] == ["unit_property", "set_unit"]
+
+
 def test_v1_and_its_devices() -> None:
     devices = (
         DeviceRule(False, "a", None, None, "rwm"),

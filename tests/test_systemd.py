@@ -75,6 +75,20 @@ def unit(tmp_path: Path) -> Iterator[Unit]:
     made.nothing_left()
 
 
+@pytest.mark.parametrize("limit", [1, 0])
+def test_no_further_process(unit: Unit, limit: int) -> None:
+    """Also of the unit's first process, which makes the container's; systemd has no limit of 0."""
+    unit.linux["resources"] = {"pids": {"limit": limit}}
+    unit.start("exec sleep 100")
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    assert unit.file("pids", "pids.max") == show(unit.unit, "TasksMax")["TasksMax"] == "1"
+    unit.ok("update", "--pids-limit", "-1", unit.id)
+    assert show(unit.unit, "TasksMax")["TasksMax"] == "infinity"
+    unit.ok("update", "--pids-limit", str(limit), unit.id)
+    assert unit.file("pids", "pids.max") == show(unit.unit, "TasksMax")["TasksMax"] == "1"
+    unit.ok("delete", "--force", unit.id)
+
+
 def test_limits_are_systemds_and_the_kernels(unit: Unit) -> None:
     unit.linux["resources"] = {
         "memory": {"limit": 64 << 20},

@@ -56,6 +56,7 @@ class Unit:
             self.properties.append((first.decode(), parse(text.decode())))
         elif op.call == "start_unit":
             self._start(first.decode(), stage, op.origin)
+            self.properties.clear()
         elif op.call == "set_unit":
             try:
                 connect(self._instance).call(

@@ -288,8 +288,9 @@ def _pids(limits: Limits, limit: int, zero_pids: bool) -> None:
         return
     found = limits.place("pids", at)
     if found is not None:
-        # A cgroup that may have no process takes none by clone3; one that is there already may stay.
-        ops = limits.ops if limit else limits.late
+        # A cgroup that may have no process takes none by clone3, and a unit of systemd's has one already; what is there
+        # may stay.
+        ops = limits.late if limit in (0, 1) else limits.ops
         # 1 and 0 are the same to what is in it, and systemd knows no 0
         ops.append(write(found[0] + "pids.max", _unlimited(limit) if limit else "1", at))
 

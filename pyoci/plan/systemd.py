@@ -161,12 +161,27 @@ def plan_systemd(spec: Spec, host: Host, id: str, rootless: bool) -> CgroupPlan:
     _, opens, enter = join_ops(plan.paths, origin)
     plan.before_clone += opens
     plan.enter = enter + (limits.late if limits is not None else [])
+    alone = resources is not None and _allows_one(resources, spec.oci_version)
+    if alone and f"{ANNOTATION}TasksMax" not in spec.annotations:
+        # not before: the unit has a process before the container's is made
+        plan.enter += _one_task(unit.name)
     if limits is not None:
         hint = DELEGATION if user else ""
         problems += [Problem(one.pointer, one.message + hint, one.clause) for one in limits.problems]
     if problems:
         raise ConfigError(problems)
     return plan
+
+
+def _allows_one(resources: Resources, oci_version: str) -> bool:
+    """No further process than the container's first: 0 is 1 to systemd, and nothing before 1.3 of the specification."""
+    limit = None if resources.pids is None else resources.pids.limit
+    return limit == 1 or (limit == 0 and (not oci_version or version_of(oci_version) >= (1, 3)))
+
+
+def _one_task(unit: str) -> list[Op]:
+    origin = RESOURCES + "/pids/limit"
+    return [_property("TasksMax", "t", 1, origin), Op("set_unit", (unit.encode(),), origin, None, RUNTIME)]
 
 
 def _property(name: str, signature: str, value: object, origin: str) -> Op:
@@ -176,9 +191,7 @@ def _property(name: str, signature: str, value: object, origin: str) -> Op:
 def plan_unit_update(resources: Resources, unit: str, paths: Mapping[str, str], oci_version: str = "") -> list[Op]:
     """The runtime's ops that tell systemd of changed limits; `unit` as the state keeps it, before the files change."""
     ops = [_property(*entry) for entry in limit_properties(resources, "cpu" not in paths and "memory" not in paths)]
-    pids = resources.pids
-    if pids is not None and pids.limit == 0 and (not oci_version or version_of(oci_version) >= (1, 3)):
-        # no further one; create cannot tell systemd so, because its unit has a process before the container has
+    if _allows_one(resources, oci_version):
         ops.append(_property("TasksMax", "t", 1, RESOURCES + "/pids/limit"))
     if ops:
         ops.append(Op("set_unit", (unit.partition(" ")[2].encode(),), RESOURCES, None, RUNTIME))
@@ -243,7 +256,8 @@ def limit_properties(resources: Resources, v2: bool) -> list[Property]:
         found += _memory(resources.memory, v2)
     if resources.cpu is not None:
         found += _cpu(resources.cpu, v2)
-    if resources.pids is not None and resources.pids.limit:
+    if resources.pids is not None and resources.pids.limit and resources.pids.limit != 1:
+        # see _allows_one
         found.append(("TasksMax", "t", _bytes(resources.pids.limit), RESOURCES + "/pids/limit"))
     if resources.block_io is not None:
         found += _block_io(resources.block_io, v2)
