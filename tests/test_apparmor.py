@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import COUNTER, Images, works
 from containers import Box, box, needed  # noqa: F401 - a fixture
 
 ENABLED = Path("/sys/module/apparmor/parameters/enabled")
@@ -19,7 +20,7 @@ pytestmark = [
         reason="no AppArmor here: these run in the virtual machine (tests/test_vm.py)",
     ),
 ]
-NAME = "pyoci-test-profile"
+NAME, OTHER = "pyoci-test-profile", "pyoci-test-other"
 PROFILE = f"""
 profile {NAME} flags=(attach_disconnected,mediate_deleted) {{
   file,
@@ -65,6 +66,34 @@ def test_exec(confined: Box) -> None:
     assert other.strip() == "unconfined"
     error = confined.fails("exec", "--apparmor", "no-such-profile", confined.id, "true")
     assert "/process/apparmorProfile" in error and "no-such-profile" in error
+
+
+@works
+def test_a_restored_container(confined: Box) -> None:
+    """It has its profile again; another one only if --lsm-profile says so, which does not come from the images."""
+    # what CRIU lets the processes themselves say of what only they can see
+    profile = PROFILE.replace("  signal,\n", "  signal,\n  network,\n  unix,\n")
+    assert PARSER is not None
+    subprocess.run([PARSER, "--replace"], input=profile, text=True, check=True)
+    confined.process["noNewPrivileges"] = True
+    confined.start(COUNTER.replace("/tmp/", "/dev/shm/"))
+    images = Images(confined)
+    images.checkpoint()
+    images.restore()
+    current = ("cat", "/proc/1/attr/current")
+    assert confined.exec(*current).strip() == f"{NAME} (enforce)"
+    assert "Permission denied" in confined("exec", confined.id, "cat", "/secret").stderr
+    confined.ok("delete", "--force", confined.id)
+    other = profile.replace(NAME, OTHER)
+    subprocess.run([PARSER, "--replace"], input=other, text=True, check=True)
+    try:
+        confined.process["apparmorProfile"] = OTHER
+        assert f"/process/apparmorProfile: {NAME}" in images.refused()
+        images.restore("--lsm-profile", f"apparmor:{OTHER}")
+        assert confined.exec(*current).strip() == f"{OTHER} (enforce)"
+        confined.ok("delete", "--force", confined.id)
+    finally:
+        subprocess.run([PARSER, "--remove"], input=other, text=True, check=True)
 
 
 def test_a_profile_that_is_not_loaded(box: Box) -> None:  # noqa: F811

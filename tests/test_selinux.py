@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containers import Box, box, needed  # noqa: F401 - a fixture
+from checkpoints import COUNTER, Images, count, works
+from containers import Box, box, needed, until  # noqa: F401 - a fixture
 
 MOUNTED = Path("/sys/fs/selinux")
 COMPILER = shutil.which("secilc", path="/usr/bin")
@@ -75,6 +76,26 @@ def test_exec(labelled: Box) -> None:
     assert labelled.exec("cat", "/proc/self/attr/current", "/secret", options=options).split("\0")[0] == OTHER
     error = labelled.fails("exec", "--process-label", "system_u:system_r:no_such_t:s0", labelled.id, "true")
     assert "/process/selinuxLabel" in error and "no_such_t" in error and "invalid argument" in error
+
+
+@works
+def test_a_restored_container(labelled: Box) -> None:
+    """It has its label again, or is not restored at all: Debian's CRIU is built without SELinux."""
+    labelled.process["noNewPrivileges"] = True
+    labelled.start(COUNTER)
+    until(lambda: count(labelled) > 2)
+    images = Images(labelled)
+    images.checkpoint()
+    before = count(labelled)
+    status, said = images.attempt(*images.words())
+    if status:
+        assert f"/process/selinuxLabel: {OURS}" in said and "which is CRIU's own" in said
+        labelled.gone()
+        assert count(labelled) == before
+        return
+    assert said == ""
+    assert labelled.exec("cat", "/proc/1/attr/current").rstrip("\0\n") == LABEL
+    assert "Permission denied" in labelled("exec", labelled.id, "cat", "/secret").stderr
 
 
 def test_a_label_that_the_policy_does_not_know(labelled: Box) -> None:

@@ -63,7 +63,7 @@ def check(spec: Spec, state: State, criu: int, profile: str) -> None:
     if spec.process is not None:
         user = _link(state.pid, "user")
         for thread in every:
-            _labels(spec.process, thread, profile, tell)
+            _labels(spec.process, thread, criu, profile, tell)
             _process(spec, spec.process, thread, _link(thread, "user") == user, tell)
     # who may mount has made of its mounts what it likes
     if "CAP_SYS_ADMIN" not in _allowed(spec):
@@ -176,23 +176,30 @@ def _process(spec: Spec, process: Process, pid: int, ours: bool, tell: Tell) -> 
             tell("/process/oomScoreAdj", f"{score}")
 
 
-def _labels(process: Process, pid: int, profile: str, tell: Tell) -> None:
+def _label(pid: int, file: str) -> str | None:
+    """A thread's label; None where there is no such module."""
+    try:
+        with open(f"/proc/{pid}/attr/{file}", encoding="utf-8") as there:
+            # AppArmor shows its mode behind the name
+            return there.read().rstrip("\0\n").partition(" (")[0]
+    except OSError:
+        return None
+
+
+def _labels(process: Process, pid: int, criu: int, profile: str, tell: Tell) -> None:
     module, _, name = profile.partition(":")
-    for kind, pointer, wanted, file in (
-        ("apparmor", "/process/apparmorProfile", process.apparmor_profile, "apparmor/current"),
-        ("selinux", "/process/selinuxLabel", process.selinux_label, "current"),
+    for module_name, pointer, wanted, file in (
+        ("AppArmor", "/process/apparmorProfile", process.apparmor_profile, "apparmor/current"),
+        ("SELinux", "/process/selinuxLabel", process.selinux_label, "current"),
     ):
-        expected = name if module == kind else wanted
-        if not expected:
+        expected = name if module == module_name.lower() else wanted
+        found = _label(pid, file)
+        # no such module here, and config.json's "unconfined" is fine without
+        if not expected or found is None or expected in (found.partition("//")[0], found, "unconfined"):
             continue
-        try:
-            with open(f"/proc/{pid}/attr/{file}", encoding="utf-8") as there:
-                # AppArmor shows its mode behind the name
-                found = there.read().rstrip("\0\n").partition(" (")[0]
-        except OSError:
-            continue  # no such module here, and config.json's "unconfined" is fine without
-        if expected not in (found.partition("//")[0], found, "unconfined"):
-            tell(pointer, f"{found}")
+        # Debian's CRIU is built without SELinux
+        own = f", which is CRIU's own: built without {module_name} it sets none; use one that was built with it"
+        tell(pointer, found + (own if found == _label(criu, file) else ""))
 
 
 def _mounts(spec: Spec, pid: int, tell: Tell) -> None:
