@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import works
 from containers import BUSYBOX, COMMAND, PACKAGES, needed, until
 
 pytestmark = [
@@ -145,6 +146,30 @@ def test_root(root: Podman) -> None:
         root("update", "--memory=64m", id)
         assert root("exec", id, "cat", "/sys/fs/cgroup/memory.max") == str(64 << 20)
         root("rm", "--force", "--time", "0", id)
+
+
+@works
+@pytest.mark.skipif(not V2, reason="on v2: elsewhere tests/test_engines.py has it, without systemd")
+def test_a_checkpoint(root: Podman) -> None:
+    """What goes on is in a unit again, and further in its memory."""
+    script = "i=0; while :; do i=$((i+1)); echo $i >/n; sleep 0.1; done"
+    id = root("run", "--detach", "--network=none", IMAGE, "sh", "-c", script)
+
+    def count() -> int:
+        return int(root("exec", id, "cat", "/n") or 0)
+
+    def active() -> bool:
+        return subprocess.run(["systemctl", "is-active", "--quiet", f"libpod-{id}.scope"], check=False).returncode == 0
+
+    until(lambda: count() > 3)
+    assert active()
+    before = count()
+    root("container", "checkpoint", id)
+    assert not active()
+    root("container", "restore", id)
+    assert active()
+    assert before < until(lambda: count() > before and count()) < before + 1000
+    root("rm", "--force", "--time", "0", id)
 
 
 def test_without_cgroups(root: Podman) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import COUNTER, Images, count, works
 from containers import Box, needed, until
 
 from pyoci.host import probe
@@ -199,6 +200,32 @@ def test_pause_and_a_second_life(unit: Unit) -> None:
     unit.nothing_left()
     unit.start()
     assert unit.status() == "running"
+
+
+@works
+def test_checkpoint_and_restore(unit: Unit) -> None:
+    """The unit ends with the checkpoint; restore makes it again, with its limits, and what goes on is in it."""
+    unit.linux["resources"] = {"pids": {"limit": 20}}
+    unit.process["noNewPrivileges"] = True
+    unit.start(COUNTER)
+    until(lambda: count(unit) > 2)
+    images = Images(unit)
+    images.checkpoint()
+    unit.nothing_left()
+    before = count(unit)
+    images.restore()
+    until(lambda: count(unit) > before + 2)
+    assert count(unit) < before + 1000
+    told = show(unit.unit, "ActiveState", "TasksMax", "ControlGroup")
+    assert told == {
+        "ActiveState": "active", "TasksMax": "20", "ControlGroup": f"/pyoci.slice/pyoci-test.slice/{unit.unit}",
+    }  # fmt: skip
+    assert unit.file("pids", "pids.max") == "20"
+    assert str(unit.pid()) in unit.file("pids", "cgroup.procs").split()
+    assert "NoNewPrivs:\t1" in Path(f"/proc/{unit.pid()}/status").read_text()
+    unit.ok("pause", unit.id)
+    assert unit.status() == "paused"
+    unit.ok("resume", unit.id)
 
 
 def test_a_killed_create_leaves_what_delete_can_remove(unit: Unit) -> None:

@@ -102,10 +102,21 @@ def test_what_other_machines_may_not_have(vm: Run) -> None:
 def test_units_of_systemd(vm: Run, layout: str) -> None:
     """The tests of --systemd-cgroup, skipped without systemd as process 1; v1 shows the few that differ."""
     pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_systemd.py"]
-    chosen = [] if layout == "v2" else ["-k", "limits or pids or devices or killed"]
+    chosen = [] if layout == "v2" else ["-k", "limits or pids or devices or killed or restore"]
     done = vm(*pytest_there, *chosen, layout=layout, timeout=900)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_checkpoints_of_debian_12(vm: Run) -> None:
+    """Its CRIU, which has no no_new_privs in its images, with cgroup2 as systemd mounts it, and with a kernel that has
+    what its chains of memory and its page server want.  All of these tests are run where a later CRIU is."""
+    words = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    words += ["tests/test_container_checkpoint.py", "tests/test_restored.py", "tests/test_criu_flags.py"]
+    chosen = ("goes_on_counting", "all_about_it", "another_user", "a_chain", "when_it_is_wanted")
+    done = vm(*words, "-k", " or ".join(chosen), timeout=900)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert f"{len(chosen)} passed" in done.stdout and "skipped" not in done.stdout
 
 
 @pytest.mark.parametrize("layout", ["v2", "hybrid"])
