@@ -236,12 +236,33 @@ def test_annotations_that_are_none(name: str, text: str, words: str) -> None:
     assert f"/annotations/org.systemd.property.{name}" in str(caught.value)
 
 
-def test_updates_are_told_before_they_are_written() -> None:
+def test_updates_are_told() -> None:
     resources = Resources(memory=Memory(limit=5), pids=Pids(3))
     ops = plan_unit_update(resources, "system p-n.scope", {"": "/x"})
     assert [op.call for op in ops] == ["unit_property", "unit_property", "set_unit"]
     assert ops[-1].args == (b"p-n.scope",)
     assert plan_unit_update(Resources(), "system p-n.scope", {"": "/x"}) == []
+
+
+@pytest.mark.parametrize(
+    ("cpu", "weight"),
+    [
+        (Cpu(idle=1), 0), (Cpu(idle=1, shares=1024), 0), (Cpu(idle=0), (1 << 64) - 1), (Cpu(idle=0, shares=1024), 100),
+    ],
+)  # fmt: skip
+def test_idle_is_a_weight_of_systemds(cpu: Cpu, weight: int) -> None:
+    assert properties(plan(on(v2_host()), Resources(cpu=cpu)))["CPUWeight"] == weight
+    if cpu.idle is not None and cpu.shares is None:
+        unified = {"cpu.idle": str(cpu.idle)}
+        assert properties(plan(on(v2_host()), Resources(unified=unified)))["CPUWeight"] == weight
+    told = properties(plan(on(v1_host()), Resources(cpu=cpu)))
+    assert ("CPUShares" in told) == (cpu.shares is not None and not cpu.idle)
+
+
+def test_none_of_memory_is_little_for_systemd() -> None:
+    """It refuses to hear of none."""
+    told = properties(plan(on(v2_host()), Resources(unified={"memory.high": "0", "memory.low": "0"})))
+    assert (told["MemoryHigh"], told["MemoryLow"]) == (1, 0)
 
 
 def test_masks() -> None:

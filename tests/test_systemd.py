@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from checkpoints import COUNTER, Images, count, works
 from containers import Box, needed, until
+from machine import loaded, show
 
 from pyoci.host import probe
 
@@ -25,16 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not Path("/run/systemd/private").exists(), reason="systemd is not process 1 here"),
 ]
 V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-
-
-def show(unit: str, *properties: str) -> dict[str, str]:
-    words = ["systemctl", "show", unit, "--property", ",".join(properties)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
-
-
-def loaded(unit: str) -> bool:
-    return show(unit, "LoadState")["LoadState"] == "loaded"
 
 
 class Unit(Box):
@@ -165,6 +156,62 @@ def test_update_tells_systemd(unit: Unit) -> None:
     assert (told["TasksMax"], told["CPUQuotaPerSecUSec"]) == ("11", "300ms")
     subprocess.run(["systemctl", "daemon-reload"], check=True)
     assert unit.file("pids", "pids.max") == "11"
+
+
+RUN_THEM_AGAIN = "CPUAccounting=yes MemoryAccounting=yes IOAccounting=yes TasksAccounting=yes"
+
+
+@pytest.mark.skipif(not V2, reason="most of these properties are for v2 only")
+def test_every_flag_of_update_is_systemds_and_the_kernels(unit: Unit) -> None:
+    """Each alone, beside what there was before; both views are the same whatever systemd writes anew."""
+    unit.linux["resources"] = {"cpu": {"quota": 20000, "period": 50000}, "memory": {"limit": 64 << 20}}
+    unit.linux["resources"]["devices"] = [{"allow": False, "access": "rwm"}]
+    unit.start()
+    now: dict[str, tuple[str, str, str]] = {}  # file -> its text, property, its text
+    swap, weight = ("memory.swap.max", "MemorySwapMax"), ("cpu.weight", "CPUWeight")
+    period, quota = "CPUQuotaPeriodUSec", "CPUQuotaPerSecUSec"
+    for words, name, text, property, told in (
+        ("--memory 48M", "memory.max", str(48 << 20), "MemoryMax", str(48 << 20)),
+        ("--memory-swap 64M", swap[0], str(16 << 20), swap[1], str(16 << 20)),
+        ("--memory-reservation 8M", "memory.low", str(8 << 20), "MemoryLow", str(8 << 20)),
+        ("--memory-swap -1", swap[0], "max", swap[1], "infinity"),
+        ("--cpu-quota -1", "cpu.max", "max 50000", quota, "infinity"),
+        ("--cpu-quota 10000", "cpu.max", "10000 50000", quota, "200ms"),
+        ("--cpu-period 100000", "cpu.max", "10000 100000", quota, "100ms"),
+        ("--cpu-period 20000", "cpu.max", "10000 20000", period, "20ms"),
+        ("--cpu-quota 3333", "cpu.max", "3333 20000", quota, "170ms"),
+        ("--cpu-quota 8000", "cpu.max", "8000 20000", quota, "400ms"),
+        ("--cpu-share 512", weight[0], "59", weight[1], "59"),
+        ("--cpu-idle 1", "cpu.idle", "1", weight[1], "idle"),
+        ("--cpu-idle 0", "cpu.idle", "0", weight[1], "[not set]"),
+        ("--cpu-share 2048 --cpu-idle 0", weight[0], "174", weight[1], "174"),
+        ("--cpu-idle 0", weight[0], "174", weight[1], "174"),
+        ("--cpuset-cpus 1", "cpuset.cpus", "1", "AllowedCPUs", "1"),
+        ("--cpuset-mems 0", "cpuset.mems", "0", "AllowedMemoryNodes", "0"),
+        ("--pids-limit 11", "pids.max", "11", "TasksMax", "11"),
+        ("--pids-limit -1", "pids.max", "max", "TasksMax", "infinity"),
+        ("--blkio-weight 100", "io.weight", "default 910", "IOWeight", "910"),
+    ):
+        unit.ok("update", *words.split(), unit.id)
+        now[name] = (text, property, told)
+        if name == weight[0]:
+            now.pop("cpu.idle", None)
+        assert unit.file("", name) == text, words
+        assert show(unit.unit, property) == {property: told}, words
+    for again in (["daemon-reload"], ["set-property", "--runtime", unit.unit, *RUN_THEM_AGAIN.split()]):
+        subprocess.run(["systemctl", *again], check=True)
+        for name, (text, property, told) in now.items():
+            assert (unit.file("", name), show(unit.unit, property)[property]) == (text, told), (again, name)
+
+
+def test_what_the_kernel_refuses_is_not_told(unit: Unit) -> None:
+    unit.linux["resources"] = {"pids": {"limit": 9}}
+    unit.start()
+    given = {"pids": {"limit": 7}, "unified": {"pids.nonsense": "1"}} if V2 else {"memory": {"limit": 1}}
+    properties = ("TasksMax", "MemoryMax", "MemoryLimit")
+    before = show(unit.unit, *properties)
+    assert "/linux/resources/" in unit.fails("update", "--resources", "-", unit.id, input=json.dumps(given))
+    assert show(unit.unit, *properties) == before
 
 
 def test_a_name_that_is_taken(unit: Unit) -> None:
@@ -316,6 +363,22 @@ def test_a_unit_that_failed_is_reset(unit: Unit) -> None:
     until(lambda: unit.status() == "stopped", "systemd ends the container")
     until(lambda: show(unit.unit, "ActiveState")["ActiveState"] == "failed")
     unit.ok("delete", unit.id)
+    unit.nothing_left()
+
+
+def test_the_same_again_after_running_out_of_memory(unit: Unit) -> None:
+    """Its unit has just failed, and is there at once for the next one."""
+    unit.linux["resources"] = {"memory": {"limit": 16 << 20, "swap": 16 << 20}}
+    unit.process["args"] = ["sh", "-c", "x=x; while :; do x=$x$x; done"]
+    unit.write()
+    for _ in range(2):
+        done = unit("run", "--bundle", str(unit.bundle), unit.id)
+        assert done.returncode == 128 + signal.SIGKILL, done
+    unit.config["annotations"] = {"org.systemd.property.CollectMode": "'inactive'"}
+    unit.write()
+    for _ in range(2):
+        done = unit("run", "--bundle", str(unit.bundle), unit.id)
+        assert done.returncode == 128 + signal.SIGKILL, done
     unit.nothing_left()
 
 

@@ -25,6 +25,8 @@ CALLS = frozenset(("unit_property", "start_unit", "set_unit", "adopt_cgroup", "a
 EXISTS = "org.freedesktop.systemd1.UnitExists"
 UNKNOWN = "org.freedesktop.systemd1.NoSuchUnit"
 NOT_LOADED = (UNKNOWN, "org.freedesktop.DBus.Error.UnknownObject")
+IDLE = ("CPUWeight", ("t", 0))
+SINCE = 252  # the systemd that knows it
 PATIENCE = 2.0  # seconds that a unit of the same name gets to end
 
 
@@ -60,7 +62,7 @@ class Unit:
         elif op.call == "set_unit":
             try:
                 connect(self._instance).call(
-                    "SetUnitProperties", (("s", first.decode()), ("b", True), ("a(sv)", self.properties))
+                    "SetUnitProperties", (("s", first.decode()), ("b", True), ("a(sv)", self._known()))
                 )
             except BusError as error:
                 raise PyociError(f"{op.origin}: {error}") from error
@@ -72,9 +74,22 @@ class Unit:
     def _instance(self) -> str:
         return self.state.unit.partition(" ")[0]
 
+    def reach(self) -> None:
+        """Raises PyociError where systemd cannot be told anything, before anything is done."""
+        connect(self._instance)
+
+    def _known(self) -> list[tuple[str, tuple[str, object]]]:
+        """The properties, without what this systemd is too old for."""
+        if IDLE in self.properties:
+            # "252.38-1~deb12u1", "v255.4"
+            major = connect(self._instance).get("Version").lstrip("v").partition(".")[0]
+            if major.isdigit() and int(major) < SINCE:
+                return [one for one in self.properties if one != IDLE]
+        return list(self.properties)
+
     def _start(self, name: str, stage: int, origin: str) -> None:
         given = {property for property, _ in self.properties}
-        properties = list(self.properties)
+        properties = self._known()
         if "Description" not in given:
             properties.insert(0, ("Description", ("s", self.description)))
         if not name.endswith(".slice"):

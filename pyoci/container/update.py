@@ -22,32 +22,48 @@ def _plan(state: State, resources: Resources) -> list[Op]:
     from pyoci.host import probe
     from pyoci.plan.cgroups import plan_update
 
-    host = probe()
-    ops: list[Op] = []
+    ops = plan_update(resources, state.cgroup_paths, probe().cgroup_controllers, state.oci_version)
     if state.unit:
         from pyoci.plan.systemd import plan_unit_update
 
-        # systemd writes its own idea of the limits again at every reload: it has to know
-        ops += plan_unit_update(resources, state.unit, state.cgroup_paths, state.oci_version)
-    return ops + plan_update(resources, state.cgroup_paths, host.cgroup_controllers, state.oci_version)
+        # systemd writes its own idea of the limits again when it likes to, so it has to know.  What the kernel refuses
+        # it never hears of; and what it has rounded is written once more.
+        told = plan_unit_update(resources, state.unit, state.cgroup_paths, state.oci_version)
+        if told:
+            ops = [*ops, *told, *ops]
+    return ops
 
 
 def _complete(resources: Resources, paths: Mapping[str, str]) -> None:
-    """A limit of memory and swap together says nothing without that of memory: the one that there is."""
-    memory = resources.memory
-    if memory is None or memory.limit is not None or memory.swap is None or memory.swap <= 0:
-        return
-    from pyoci.cgroup.files import read
+    """Limits that say nothing alone, and of which only one is given: the other is the one that there is."""
 
-    for controller, name in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
-        if controller in paths:
-            try:
-                text = read(f"{paths[controller]}/{name}").strip()
-            except OSError:
-                continue  # no such controller there
-            if text.isdigit() and int(text) < UNLIMITED:
-                memory.limit = int(text)
-                return
+    def present(*places: tuple[str, str]) -> list[str]:
+        """The words of the first of these files, (controller, name), that there is."""
+        from pyoci.cgroup.files import read
+
+        for controller, name in places:
+            if controller in paths:
+                try:
+                    return read(f"{paths[controller]}/{name}").decode("ascii", "replace").split()
+                except OSError:
+                    continue  # no such controller there
+        return []
+
+    memory, cpu = resources.memory, resources.cpu
+    if memory is not None and memory.limit is None and (memory.swap or 0) > 0:
+        (text,) = present(("memory", "memory.limit_in_bytes"), ("", "memory.max")) or [""]
+        if text.isdigit() and int(text) < UNLIMITED:
+            memory.limit = int(text)
+    if cpu is None:
+        return
+    if bool(cpu.quota) != bool(cpu.period):
+        both = [*present(("cpu", "cpu.cfs_quota_us")), *present(("cpu", "cpu.cfs_period_us"))]
+        both = both or present(("", "cpu.max"))
+        if len(both) == 2:
+            cpu.quota = cpu.quota or (-1 if both[0] == "max" else int(both[0]))
+            cpu.period = cpu.period or int(both[1])
+    if cpu.idle == 0 and present(("cpu", "cpu.idle"), ("", "cpu.idle")) == ["0"]:
+        cpu.idle = None  # it is not idle: nothing to take back
 
 
 def update(root: str, container_id: str, data: bytes, source: str, schemata: tuple[str, ...] = ()) -> None:
@@ -75,6 +91,7 @@ def update(root: str, container_id: str, data: bytes, source: str, schemata: tup
             from pyoci.cgroup.systemd import Unit
 
             told = Unit(state, store.path)
+            told.reach()
 
         def do(op: Op) -> None:
             if op.call == "write":

@@ -33,6 +33,7 @@ ANNOTATION = "org.systemd.property."
 INFINITY = (1 << 64) - 1
 SECOND = 1_000_000  # systemd counts microseconds
 STEP = 10_000  # of CPUQuotaPerSecUSec, which systemd shows in whole percents
+IDLE = 0  # CPUWeight=idle, of systemd 252 and later; `cgroup/systemd.py` leaves it out where it is not known
 PERIOD = 100_000  # the kernel's default cpu period
 MOST_CPUS = 8192  # CONFIG_NR_CPUS_RANGE_END of x86_64, the most of all architectures
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.-")
@@ -189,7 +190,7 @@ def _property(name: str, signature: str, value: object, origin: str) -> Op:
 
 
 def plan_unit_update(resources: Resources, unit: str, paths: Mapping[str, str], oci_version: str = "") -> list[Op]:
-    """The runtime's ops that tell systemd of changed limits; `unit` as the state keeps it, before the files change."""
+    """The runtime's ops that tell systemd of changed limits; `unit` as the state keeps it."""
     ops = [_property(*entry) for entry in limit_properties(resources, "cpu" not in paths and "memory" not in paths)]
     if _allows_one(resources, oci_version):
         ops.append(_property("TasksMax", "t", 1, RESOURCES + "/pids/limit"))
@@ -283,7 +284,9 @@ def _memory(memory: Memory, v2: bool) -> Iterator[Property]:
 
 def _cpu(cpu: Cpu, v2: bool) -> Iterator[Property]:
     at = RESOURCES + "/cpu/"
-    if cpu.shares and not cpu.idle:
+    if v2 and cpu.idle is not None and (cpu.idle or not cpu.shares):
+        yield "CPUWeight", "t", IDLE if cpu.idle else INFINITY, at + "idle"
+    elif cpu.shares and not cpu.idle:
         if v2:
             yield "CPUWeight", "t", cpu_weight(cpu.shares), at + "shares"
         else:
@@ -345,6 +348,8 @@ UNIFIED = {
     "memory.max": "MemoryMax", "memory.high": "MemoryHigh", "memory.low": "MemoryLow", "memory.min": "MemoryMin",
     "memory.swap.max": "MemorySwapMax", "pids.max": "TasksMax", "cpu.weight": "CPUWeight", "io.weight": "IOWeight",
 }  # fmt: skip
+# Of which the kernel takes none at all, and systemd at least one.
+NEVER_NONE = ("MemoryMax", "MemoryHigh")
 
 
 def _unified(unified: Mapping[str, str]) -> Iterator[Property]:
@@ -355,7 +360,11 @@ def _unified(unified: Mapping[str, str]) -> Iterator[Property]:
         if name in UNIFIED:
             word = words[-1] if words else ""
             if word == "max" or (word.isascii() and word.isdigit()):
-                yield UNIFIED[name], "t", INFINITY if word == "max" else int(word), at
+                least = 1 if UNIFIED[name] in NEVER_NONE else 0
+                yield UNIFIED[name], "t", INFINITY if word == "max" else max(least, int(word)), at
+        elif name == "cpu.idle" and words in (["0"], ["1"]):
+            if words == ["1"] or "cpu.weight" not in unified:
+                yield "CPUWeight", "t", IDLE if words == ["1"] else INFINITY, at
         elif name == "cpu.max" and words and all(word == "max" or word.isdigit() for word in words):
             period = int(words[1]) if len(words) > 1 and words[1].isdigit() else PERIOD
             yield "CPUQuotaPeriodUSec", "t", period, at
