@@ -24,8 +24,9 @@ BUSYBOX = Path("/bin/busybox")
 CGROUPS = Path("/sys/fs/cgroup")
 HERE = Path(pyoci.__file__).resolve().parent
 PACKAGES = str(HERE.parent)
-# What is installed, if it is: with the launcher, and so with everything that it does instead of the interpreter.
-INSTALLED = Path(sys.executable).parent / "pyoci"
+# What is installed, if it is: with the launcher, and so with everything that it does instead of the interpreter.  The
+# virtual machine has it elsewhere (tests/machine.py).
+INSTALLED = Path(os.environ.get("PYOCI_TEST_PROGRAM") or Path(sys.executable).parent / "pyoci")
 COMMAND = [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, *OPTIONS, "-c", START, PACKAGES, ""]
 APPLETS = (
     "cat", "chmod", "dd", "echo", "env", "grep", "head", "hostname", "id", "ip", "kill", "ls", "mkdir", "mount",

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from checkpoints import works
-from containers import BUSYBOX, COMMAND, PACKAGES, needed, until
+from containers import BUSYBOX, needed, until
+from machine import install
 
 pytestmark = [
     *needed,
@@ -23,6 +24,7 @@ pytestmark = [
 V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 USER, UID = "pyoci-tester", 4321
 IMAGE = "localhost/busybox"
+FORKS = "i=0; while [ $i -lt 40 ]; do sleep 9 & i=$((i + 1)); done"
 Podman = Callable[..., str]
 
 CONF = """\
@@ -40,7 +42,7 @@ pyoci = ["{pyoci}"]
 
 @pytest.fixture(scope="module")
 def there() -> Iterator[Path]:
-    """A directory that everybody may read: pyoci, an image, containers.conf."""
+    """A directory that everybody may read: an image, containers.conf."""
     folder = Path("/var/tmp/pyoci-podman")
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "rootfs/bin").mkdir(parents=True)
@@ -48,14 +50,7 @@ def there() -> Iterator[Path]:
     for name in ("cat", "echo", "find", "id", "sh", "sleep", "true"):
         (folder / "rootfs/bin" / name).symlink_to("busybox")
     subprocess.run(["tar", "-C", str(folder / "rootfs"), "-cf", str(folder / "image.tar"), "."], check=True)
-    shutil.copytree(Path(PACKAGES, "pyoci"), folder / "packages/pyoci")
-    words = [word.replace(PACKAGES, str(folder / "packages")) for word in COMMAND]
-    # where the distribution's own modules are: jeepney
-    words[-1] = words[-1] or "/usr/lib/python3/dist-packages"
-    quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
-    (folder / "pyoci").write_text(f'#!/bin/sh\nexec {quoted} "$@"\n')
-    (folder / "pyoci").chmod(0o755)
-    (folder / "containers.conf").write_text(CONF.format(pyoci=folder / "pyoci"))
+    (folder / "containers.conf").write_text(CONF.format(pyoci=install()))
     subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
     yield folder
     shutil.rmtree(folder)
@@ -126,6 +121,9 @@ def life(podman: Podman, shown: Callable[[str], str]) -> None:
     id = podman("run", "--detach", *bounds, IMAGE, "sleep", "1000")
     assert f"libpod-{id}.scope" in shown(f"libpod-{id}.scope")
     assert podman("exec", id, "echo", "inside") == "inside"
+    podman("exec", id, "sh", "-c", FORKS, status=2)
+    used = podman("stats", "--no-stream", "--no-trunc", "--format", "{{.ID}} {{.MemUsage}} {{.PIDs}}", id)
+    assert used.startswith(id) and "/ 33.55MB" in used and int(used.split()[-1]) >= 1, used
     podman("pause", id)
     assert "Paused" in podman("ps", "--all", "--format", "{{.Status}}", "--filter", f"id={id}")
     podman("unpause", id)
@@ -133,6 +131,22 @@ def life(podman: Podman, shown: Callable[[str], str]) -> None:
     assert podman("exec", id, "echo", "again") == "again"
     podman("rm", "--force", "--time", "0", id)
     assert f"libpod-{id}.scope" not in shown(f"libpod-{id}.scope")
+
+
+def pod(podman: Podman, shown: Callable[[str], str]) -> None:
+    """Containers that share, in a slice of their own."""
+    podman("pod", "create", "--name=p", "--network=none", "--share=net,ipc,uts,pid", "--hostname=together")
+    id = podman("run", "--detach", "--pod=p", "--memory=32m", "--pids-limit=30", IMAGE, "sleep", "1000")
+    assert f"libpod-{id}.scope" in shown(f"libpod-{id}.scope")
+    pid = podman("inspect", "--format", "{{.State.Pid}}", id)
+    assert "libpod_pod_" in Path(f"/proc/{pid}/cgroup").read_text()
+    assert podman("run", "--rm", "--pod=p", IMAGE, "cat", "/proc/sys/kernel/hostname") == "together"
+    podman("exec", id, "sh", "-c", "x=x; while :; do x=$x$x; done", status=137)
+    assert id[:12] in podman("pod", "stats", "--no-stream", "p")
+    podman("pod", "pause", "p")
+    podman("pod", "unpause", "p")
+    podman("pod", "rm", "--force", "--time=0", "p")
+    assert "libpod" not in shown("*libpod*").replace("libpod-conmon", "")
 
 
 def test_root(root: Podman) -> None:
@@ -146,6 +160,7 @@ def test_root(root: Podman) -> None:
         root("update", "--memory=64m", id)
         assert root("exec", id, "cat", "/sys/fs/cgroup/memory.max") == str(64 << 20)
         root("rm", "--force", "--time", "0", id)
+        pod(root, shown)
 
 
 @works
@@ -186,6 +201,7 @@ def test_a_user(user: Podman) -> None:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
     life(user, shown)
+    pod(user, shown)
     assert user("run", "--rm", "--network=none", IMAGE, "id", "-u") == "0"
     assert user("run", "--rm", "--network=none", "--userns=keep-id", IMAGE, "id", "-u") == str(UID)
 

@@ -188,7 +188,8 @@ V1 = pytest.mark.skipif(not (CGROUPS / "pids").is_dir(), reason="no cgroup v1 he
 GIVE = """
 give() {
     mkdir -p "$1"
-    [ ! -e "$1/cpuset.cpus" ] || for f in cpus mems; do cat "$1/../cpuset.$f" >"$1/cpuset.$f"; done
+    [ ! -e "$1/tasks" ] || [ ! -e "$1/cpuset.cpus" ] ||
+        for f in cpus mems; do cat "$1/../cpuset.$f" >"$1/cpuset.$f"; done
     for f in "$1" "$1/cgroup.procs" "$1/tasks" "$1/cgroup.subtree_control" "$1/cgroup.threads"; do
         [ ! -e "$f" ] || chown %d "$f"
     done

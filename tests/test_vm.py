@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 BROKEN = 125  # the status of conformance/vm/run when there is no machine
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+# Where tests/machine.py puts the installed program, which takes a tenth of the time that an interpreter takes there.
+PROGRAM = "/opt/pyoci-test/bin/pyoci"
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +25,13 @@ def vm(root: Path, cache: Path) -> Run:
     """`vm("command", ..., layout="v2")` runs a command in a machine; the checkout and our modules are there too."""
     harness = [str(root / "conformance/vm/run"), "--cache", str(cache / "vm"), "--share", f"{sys.prefix}:ro"]
 
-    def run(*command: str, layout: str = "v2", timeout: int = 600) -> subprocess.CompletedProcess[str]:
+    def run(
+        *command: str, layout: str = "v2", timeout: int = 600, tools: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         variables = {"PYTHONPATH": sysconfig.get_path("purelib"), "PYTHONDONTWRITEBYTECODE": "1"}
         words = [*harness, "--cgroup", layout, "--timeout", str(timeout)]
+        if tools is not None:
+            words += ["--share", f"{tools}:ro", "--env", f"TOOLS={tools}"]
         words += [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
         environment = {**os.environ, "PYTHON": sys.executable}
         return subprocess.run(
@@ -57,35 +65,35 @@ def test_other_layouts(vm: Run, layout: str, unified: str) -> None:
     assert [where for _, where, kind, *_ in mounts if kind == "cgroup2"] == ([unified] if unified else [])
 
 
+def tested(vm: Run, *chosen: str, skips: bool = False, installed: bool = False, **more: Any) -> None:
+    """These tests pass in a machine; none is skipped, unless some may be.  They are of the program that is `installed`
+    there, or of the modules as they are shared."""
+    script = shlex.join(["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen])
+    if installed:
+        script = f"python3 tests/machine.py && exec env PYOCI_TEST_PROGRAM={PROGRAM} {script}"
+    done = vm("sh", "-c", script, timeout=900, **more)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and (skips or "skipped" not in done.stdout)
+
+
 def test_apparmor(vm: Run) -> None:
     """Confined by a profile, in containers; these tests skip themselves on a machine without AppArmor."""
-    done = vm("python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_apparmor.py", timeout=900)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    tested(vm, "tests/test_apparmor.py")
 
 
 def test_selinux(vm: Run) -> None:
     """Confined by labels, with a policy that the tests load; they skip themselves on a machine without SELinux."""
-    words = ("python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_selinux.py")
-    done = vm(*words, layout="selinux", timeout=900)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    tested(vm, "tests/test_selinux.py", layout="selinux")
 
 
 def test_limits_of_v2(vm: Run) -> None:
     """The tests of v2's limits, which skip themselves on a machine whose controllers v1 has."""
-    pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = vm(*pytest_there, "tests/test_cgroup_v2.py", "tests/test_container_limits.py", timeout=900)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    tested(vm, "tests/test_cgroup_v2.py", "tests/test_container_limits.py", skips=True)
 
 
 def test_events_of_v2(vm: Run) -> None:
     """What `events` shows and tells; on this machine the same tests see v1."""
-    words = ("python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_events.py")
-    done = vm(*words, timeout=900)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    tested(vm, "tests/test_events.py", skips=True)
 
 
 def test_what_other_machines_may_not_have(vm: Run) -> None:
@@ -101,11 +109,8 @@ def test_what_other_machines_may_not_have(vm: Run) -> None:
 @pytest.mark.parametrize("layout", ["v2", "hybrid", "v1"])
 def test_units_of_systemd(vm: Run, layout: str) -> None:
     """The tests of --systemd-cgroup, skipped without systemd as process 1; v1 shows the few that differ."""
-    pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_systemd.py"]
-    chosen = [] if layout == "v2" else ["-k", "limits or pids or devices or killed or restore"]
-    done = vm(*pytest_there, *chosen, layout=layout, timeout=900)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    few = [] if layout == "v2" else ["-k", "limits or pids or devices or killed or restore"]
+    tested(vm, "tests/test_systemd.py", *few, layout=layout, installed=layout == "v2")
 
 
 def test_checkpoints_of_debian_12(vm: Run) -> None:
@@ -122,7 +127,15 @@ def test_checkpoints_of_debian_12(vm: Run) -> None:
 @pytest.mark.parametrize("layout", ["v2", "hybrid"])
 def test_podman(vm: Run, layout: str) -> None:
     """podman as it is, root's and (on v2) a user's."""
-    pytest_there = ["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = vm(*pytest_there, "tests/test_podman_systemd.py", layout=layout, timeout=900)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and (layout != "v2" or "skipped" not in done.stdout)
+    tested(vm, "tests/test_podman_systemd.py", layout=layout, skips=layout != "v2")
+
+
+def test_engines(vm: Run) -> None:
+    """Docker and containerd, and its CRI plugin where crictl has been built (conformance/engines)."""
+    found = sorted(Path("/var/cache/pyoci-check").glob("cri-tools-*/crictl"))
+    tested(vm, "tests/test_engines_systemd.py", skips=not found, tools=found[-1].parent if found else None)
+
+
+def test_rootless(vm: Run) -> None:
+    """A user by hand with a cgroup of its own, all of whose controllers are there."""
+    tested(vm, "tests/test_rootless.py", "-k", "delegated_cgroup_of_v2 or limits_in_a", installed=True)

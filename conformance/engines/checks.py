@@ -15,6 +15,12 @@ EAT = "sh -c 'x=$(head -c 80000000 /dev/zero | tr \"\\0\" x); echo ${{#x}}'"
 # 200 cases, with every runtime.
 SAY = "sh -c 'echo inside; sleep 0.1'"
 V1_MEMORY = "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+# What stands for these files where there is v2 alone; what is looked for in them fits both.
+V2_FILES = {
+    "memory/memory.limit_in_bytes": "memory.max",
+    "pids/pids.max": "pids.max",
+    "cpu/cpu.cfs_quota_us": "cpu.max",
+}
 
 COMMON: tuple[Check, ...] = (
     ("run", "{run} {image} echo hi", r"^rc=0 hi\b"),

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from checks import Check
-from engine import Engine
+from engine import UNITS, Engine
 
 VERSION = "v1.34.0"
 MODULE = "sigs.k8s.io/cri-tools"
@@ -111,6 +111,8 @@ class Cri(Engine):
         folder = self.folder
         configuration = CONFIGURATION.format(folder=folder, plugins=PLUGINS)
         snippet = SNIPPET.read_text().replace("/usr/local/bin/pyoci", self.runtime)
+        if UNITS:
+            snippet = snippet.replace("SystemdCgroup = false", "SystemdCgroup = true")
         # the snippet that is shipped, appended as it says
         if handler == "runc":
             # with its path said, as the others have it
@@ -162,11 +164,12 @@ class Cri(Engine):
     def documents(self, handler: str) -> None:
         """What crictl is given: a pod, and containers of it."""
         folder = self.folder
+        parent = f"pyoci-cri-{handler}.slice" if UNITS else f"/pyoci-cri-{handler}"
         pod = {
             "metadata": {"name": "pod", "namespace": "default", "uid": "u1", "attempt": 1},
             "hostname": "podhost",
             "log_directory": f"{folder}/logs",
-            "linux": {"cgroup_parent": f"/pyoci-cri-{handler}", "security_context": {}},
+            "linux": {"cgroup_parent": parent, "security_context": {}},
         }
         named = {"name": "sliced", "namespace": "default", "uid": "u2", "attempt": 1}
         sliced = {**pod, "metadata": named, "linux": {"cgroup_parent": "pyoci-cri.slice"}}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import checks
-from engine import Engine
+from engine import UNITS, Engine
 
 
 class Docker(Engine):
@@ -21,7 +21,7 @@ class Docker(Engine):
         settings = {
             **runtimes,
             **self.more,
-            "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            "exec-opts": [f"native.cgroupdriver={'systemd' if UNITS else 'cgroupfs'}"],
             "storage-driver": "overlay2",
             "data-root": str(self.folder / "data"),
             "exec-root": str(self.folder / "exec"),
@@ -61,6 +61,8 @@ class Containerd(Engine):
         engine = f"ctr -a {self.folder}/c.sock"
         self.until(f"{engine} version")
         options = f"--runtime io.containerd.runc.v2 --runc-binary {self.runtime}"
+        if UNITS:
+            options += " --runc-systemd-cgroup --cgroup system.slice:pyoci-ctr:one"
         image = "localhost/bb:latest"
         self.words = {"engine": engine, "options": options, "run": f"{engine} run --rm {options}", "image": image}
         # ctr takes archives of images, not of files

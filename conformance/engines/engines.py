@@ -8,7 +8,8 @@
 
 Everything is made here: an image of a static busybox, the engines' directories below a temporary one, daemons that end
 with the run.  It needs root, the engines' packages (`./check` installs them) and nothing of the network; each engine
-sees cgroup v1 alone, which is what all of these versions know.
+sees cgroup v1 alone, which is what all of these versions know.  Where systemd is process 1 and gives out v2, as in the
+virtual machine of conformance/vm, docker, containerd and cri are checked with systemd making the cgroups.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cri import Cri, tools
 from criu_checks import ContainerdCheckpoint, DockerCheckpoint, PodmanCheckpoint
 from crowd import WORDS, Crowd
 from daemons import Containerd, Docker
-from engine import Engine
+from engine import UNITS, Engine
 from podman import Buildah, Podman, Rootless
 
 INSIDE = "PYOCI_ENGINES_INSIDE"
@@ -35,7 +36,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 WITH_CRIU: tuple[type[Engine], ...] = (PodmanCheckpoint, ContainerdCheckpoint, DockerCheckpoint)
 KINDS: tuple[type[Engine], ...] = (Podman, Rootless, Buildah, Docker, Containerd, Cri, *WITH_CRIU)
-ENGINES = {engine.name: engine for engine in KINDS}
+WITH_UNITS: tuple[type[Engine], ...] = (Docker, Containerd, Cri)
+ENGINES = {engine.name: engine for engine in (WITH_UNITS if UNITS else KINDS)}
 
 
 def make_image(folder: Path) -> Path:
@@ -63,6 +65,9 @@ def isolate() -> None:
     if os.environ.get(INSIDE) is None:
         os.environ[INSIDE] = "1"
         os.execvp("unshare", ["unshare", "-m", "-n", "--propagation", "private", sys.executable, *sys.argv])
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
+    if UNITS:
+        return
     # all that are alive, and no other: engines make directories for those that are not there, in a file system that is
     # everybody's, and one that is mounted nowhere makes containerd give up on all statistics
     alive = {line.split(":")[1] for line in Path("/proc/self/cgroup").read_text().splitlines()} - {""}
@@ -74,7 +79,6 @@ def isolate() -> None:
         subprocess.run(["mount", "-t", "cgroup", "-o", controllers, "cgroup", str(place)], check=True)
         for name in controllers.split(",") if "," in controllers else ():
             (CGROUPS / name).symlink_to(place.name)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
 
 
 def run(names: list[str], runtimes: dict[str, str], folder: Path, crowd: int = 0) -> dict[str, Any]:
