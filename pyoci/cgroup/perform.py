@@ -160,6 +160,15 @@ def enable(path: bytes, required: list[bytes], wanted: list[bytes], origin: str)
     missing = [name for name in (*required, *wanted) if name not in enabled]
     if not missing:
         return
+    if _is_in_the_way(path):
+        # of the controllers that threads can have (cpu, pids) the kernel would take some, and make the cgroup the top
+        # of a threaded subtree, whose children may have no process
+        offered = read(path + b"/cgroup.controllers").split()
+        for name in required:
+            if name not in enabled:
+                number = EBUSY if name in offered else ENOENT
+                raise PyociError(f"{origin}: {why('enable', path, number, name.decode())}")
+        return
     try:
         write(file, b" ".join(b"+" + name for name in missing))
         return
@@ -175,6 +184,17 @@ def enable(path: bytes, required: list[bytes], wanted: list[bytes], origin: str)
                 if not detail:
                     raise
                 raise PyociError(f"{origin}: {detail}") from error
+
+
+def _is_in_the_way(path: bytes) -> bool:
+    """Whether a v2 cgroup of ours, other than the top, has processes of its own, beside which its children get no
+    controllers (cgroups(7), "no internal processes")."""
+    if not posix.access(path + b"/cgroup.subtree_control", posix.W_OK):
+        return False
+    try:
+        return bool(read(path + b"/cgroup.procs")) and read(path + b"/cgroup.type").strip() == b"domain"
+    except OSError:
+        return False  # the top has no type; a threaded one shows no processes: the kernel says what is wrong
 
 
 def give(path: bytes, uid: int) -> None:
