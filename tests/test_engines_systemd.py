@@ -185,7 +185,7 @@ def test_docker_starts_again_what_ran_out_of_memory(docker: list[str]) -> None:
     """The same unit at once: systemd has just had it fail."""
     run = [*docker, "run", "--network=none", "--memory=20m", "--memory-swap=20m"]
     ask(*run, "--name=eater", "bb", "sh", "-c", EAT, status=137)
-    # that it was for its memory the shim sees in a file of the scope, which systemd removes at the same moment: not always
+    # that it was for its memory the shim does not always see: the file that says so goes with the scope
     ask(*docker, "start", "--attach", "eater", status=137)
     ask(*docker, "rm", "eater")
     assert "executable file not found" in ask(*run, "--rm", "bb", "nonexistent", status=127)
