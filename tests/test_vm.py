@@ -65,7 +65,7 @@ def test_other_layouts(vm: Run, layout: str, unified: str) -> None:
     assert [where for _, where, kind, *_ in mounts if kind == "cgroup2"] == ([unified] if unified else [])
 
 
-def tested(vm: Run, *chosen: str, skips: bool = False, installed: bool = False, **more: Any) -> None:
+def passes(vm: Run, *chosen: str, skips: bool = False, installed: bool = False, **more: Any) -> None:
     """These tests pass in a machine; none is skipped, unless some may be.  They are of the program that is `installed`
     there, or of the modules as they are shared."""
     script = shlex.join(["python3", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen])
@@ -78,22 +78,22 @@ def tested(vm: Run, *chosen: str, skips: bool = False, installed: bool = False, 
 
 def test_apparmor(vm: Run) -> None:
     """Confined by a profile, in containers; these tests skip themselves on a machine without AppArmor."""
-    tested(vm, "tests/test_apparmor.py")
+    passes(vm, "tests/test_apparmor.py")
 
 
 def test_selinux(vm: Run) -> None:
     """Confined by labels, with a policy that the tests load; they skip themselves on a machine without SELinux."""
-    tested(vm, "tests/test_selinux.py", layout="selinux")
+    passes(vm, "tests/test_selinux.py", layout="selinux")
 
 
 def test_limits_of_v2(vm: Run) -> None:
     """The tests of v2's limits, which skip themselves on a machine whose controllers v1 has."""
-    tested(vm, "tests/test_cgroup_v2.py", "tests/test_container_limits.py", skips=True)
+    passes(vm, "tests/test_cgroup_v2.py", "tests/test_container_limits.py", skips=True)
 
 
 def test_events_of_v2(vm: Run) -> None:
     """What `events` shows and tells; on this machine the same tests see v1."""
-    tested(vm, "tests/test_events.py", skips=True)
+    passes(vm, "tests/test_events.py", skips=True)
 
 
 def test_what_other_machines_may_not_have(vm: Run) -> None:
@@ -110,7 +110,7 @@ def test_what_other_machines_may_not_have(vm: Run) -> None:
 def test_units_of_systemd(vm: Run, layout: str) -> None:
     """The tests of --systemd-cgroup, skipped without systemd as process 1; v1 shows the few that differ."""
     few = [] if layout == "v2" else ["-k", "limits or pids or devices or killed or restore"]
-    tested(vm, "tests/test_systemd.py", *few, layout=layout, installed=layout == "v2")
+    passes(vm, "tests/test_systemd.py", *few, layout=layout, installed=layout == "v2")
 
 
 def test_checkpoints_of_debian_12(vm: Run) -> None:
@@ -127,15 +127,15 @@ def test_checkpoints_of_debian_12(vm: Run) -> None:
 @pytest.mark.parametrize("layout", ["v2", "hybrid"])
 def test_podman(vm: Run, layout: str) -> None:
     """podman as it is, root's and (on v2) a user's."""
-    tested(vm, "tests/test_podman_systemd.py", layout=layout, skips=layout != "v2")
+    passes(vm, "tests/test_podman_systemd.py", layout=layout, skips=layout != "v2")
 
 
 def test_engines(vm: Run) -> None:
     """Docker and containerd, and its CRI plugin where crictl has been built (conformance/engines)."""
     found = sorted(Path("/var/cache/pyoci-check").glob("cri-tools-*/crictl"))
-    tested(vm, "tests/test_engines_systemd.py", skips=not found, tools=found[-1].parent if found else None)
+    passes(vm, "tests/test_engines_systemd.py", skips=not found, tools=found[-1].parent if found else None)
 
 
 def test_rootless(vm: Run) -> None:
     """A user by hand with a cgroup of its own, all of whose controllers are there."""
-    tested(vm, "tests/test_rootless.py", "-k", "delegated_cgroup_of_v2 or limits_in_a", installed=True)
+    passes(vm, "tests/test_rootless.py", "-k", "delegated_cgroup_of_v2 or limits_in_a", installed=True)
