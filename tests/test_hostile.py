@@ -521,6 +521,15 @@ int main(int argc, char **argv)
 """
 
 
+def saw_and_gained_nothing(bundle: Bundle, found: Path) -> None:
+    """End the tracer whose findings are in `found`: it has traced somebody, and had nothing to tell of anybody."""
+    (bundle.rootfs / "tmp" / "stop").touch()
+    until(lambda: "took" in found.read_text())
+    lines = found.read_text().splitlines()
+    assert lines[-1] != "took 0", "none was seen"
+    assert (lines[0], lines[1:-1]) == ("ready", [])
+
+
 @pytest.mark.parametrize("filtered", ["", "Docker's", "no_new_privs"])
 @pytest.mark.parametrize("terminal", [False, True], ids=["", "terminal"])
 def test_tracer_gains_nothing_of_exec(bundle: Bundle, filtered: str, terminal: bool) -> None:
@@ -562,11 +571,7 @@ def test_tracer_gains_nothing_of_exec(bundle: Bundle, filtered: str, terminal: b
         assert done.stdout.split() == ["1000", str(int(bool(filtered))), *(["seen"] if terminal else [])], done
         if "took" in found.read_text():
             break
-    (bundle.rootfs / "tmp" / "stop").touch()
-    until(lambda: "took" in found.read_text())
-    lines = found.read_text().splitlines()
-    assert lines[-1] != "took 0", "none was seen"
-    assert (lines[0], lines[1:-1]) == ("ready", [])
+    saw_and_gained_nothing(bundle, found)
 
 
 def test_tracer_of_another_container(bundle: Bundle) -> None:
@@ -591,11 +596,7 @@ def test_tracer_of_another_container(bundle: Bundle) -> None:
         assert done.stdout.split() == ["CapPrm:", "0000000000000020"], done
         if "took" in found.read_text():
             break
-    (bundle.rootfs / "tmp" / "stop").touch()
-    until(lambda: "took" in found.read_text())
-    lines = found.read_text().splitlines()
-    assert lines[-1] != "took 0", "none was seen"
-    assert (lines[0], lines[1:-1]) == ("ready", [])
+    saw_and_gained_nothing(bundle, found)
 
 
 @pytest.mark.parametrize("filtered", [True, False])
