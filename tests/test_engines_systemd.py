@@ -33,7 +33,8 @@ FOLDER = Path("/var/tmp/pyoci-engines")
 IMAGE = "localhost/bb:latest"
 MB = 1 << 20
 PROGRAMS = ("cat", "echo", "head", "mknod", "sh", "sleep", "true")
-EAT = "x=x; while :; do x=$x$x; done"
+# what it kills first, when both are near the limit: not the container's first process
+EAT = "echo 1000 >/proc/self/oom_score_adj; x=x; while :; do x=$x$x; done"
 FORKS = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 9 & done; echo all"
 # one device that every engine allows, one that none does
 DEVICES = "rm -f /f /k; mknod /f c 1 7; mknod /k c 1 11; head -c1 /f >/dev/null && echo full; head -c1 /k"
