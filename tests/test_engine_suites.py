@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -33,7 +34,7 @@ def run(suite: str, *words: str) -> None:
         pytest.skip("the suite is given cgroup v1, and this machine has v2 alone")
     command = [str(FOLDER / suite / "run"), "--pyoci", str(PYOCI), "--alone", *words]
     environment = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1500)
     if done.returncode == SKIPPED:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
@@ -51,9 +52,9 @@ def test_podman(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.root
 def test_critest(tmp_path: Path) -> None:
-    """Some of it; it is built only by conformance/critest/run, from a hundred modules."""
-    if not CRITEST.exists():
-        pytest.skip("critest is not built: run conformance/critest/run, which needs Go")
+    """Some of it; conformance/critest/run has all of it, with all runtimes."""
+    if not CRITEST.exists() and shutil.which("go") is None and not Path("/usr/local/go/bin/go").exists():
+        pytest.skip("Go is not installed, which builds critest")
     report = tmp_path / "report.md"
     run("critest", "--report", str(report), "--focus", "NoNewPrivs")
     assert "| critest | 2 |" in report.read_text()
