@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from agents import Agent, agent  # noqa: F401 - agent is a fixture
 from containers import LIMIT, Box, box, needed, processes_of, until  # noqa: F401 - box is a fixture
-from test_seccomp import OPERATORS
+from filters import OPERATORS
 
 from pyoci.container import listener
 from pyoci.kernel.syscalls import numbers

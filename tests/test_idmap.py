@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_invariants import host
+from cases import host
 
 from pyoci.kernel import flags as k
 from pyoci.plan.container import PlanOptions, plan_container

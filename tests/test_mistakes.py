@@ -6,8 +6,9 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import cases
+import invariants
 import pytest
-import test_invariants as invariants
 
 from pyoci.commands.spec import default, rootless
 from pyoci.kernel import flags as k
@@ -21,25 +22,25 @@ Change = Callable[[list[Op]], None]
 OPTIONS = PlanOptions("id", "/bundle", console="console")
 
 
-def plan() -> invariants.Case:
+def plan() -> cases.Case:
     """A terminal, a hook, a filter without no_new_privs, an ambient capability, cgroup v2."""
     document: dict[str, Any] = default(True)
     del document["process"]["noNewPrivileges"]
     document["process"]["capabilities"] |= {"inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]}
     document["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
     document["hooks"] = {"createContainer": [{"path": "/x"}]}
-    return invariants.container(document, invariants.host("v2"), OPTIONS)
+    return cases.container(document, cases.host("v2"), OPTIONS)
 
 
-def of_a_user() -> invariants.Case:
+def of_a_user() -> cases.Case:
     """A user namespace, and nobody's rights."""
-    return invariants.container(rootless(default(True), 1000, 1000), invariants.host("v2", 1000), OPTIONS)
+    return cases.container(rootless(default(True), 1000, 1000), cases.host("v2", 1000), OPTIONS)
 
 
-def exec_among_tracers() -> invariants.Case:
+def exec_among_tracers() -> cases.Case:
     """A process that joins the pid namespace of some that may trace it."""
-    cases = invariants.joining(default(True), invariants.host("v2"), OPTIONS)
-    return next(case for case in cases if case.unseen)
+    joined = cases.joining(default(True), cases.host("v2"), OPTIONS)
+    return next(case for case in joined if case.unseen)
 
 
 def call(name: str) -> Condition:
@@ -145,7 +146,7 @@ MISTAKES: dict[str, tuple[Change, invariants.Invariant]] = {
     ),
 }
 # of other plans
-ELSEWHERE: dict[str, tuple[Callable[[], invariants.Case], Change, invariants.Invariant]] = {
+ELSEWHERE: dict[str, tuple[Callable[[], cases.Case], Change, invariants.Invariant]] = {
     "mapped too late": (of_a_user, move(maps, "setsid"), invariants.ids_before_anything_is_owned),
     "seen with rights": (
         exec_among_tracers, move(call("capset"), "execve"), invariants.what_can_be_traced_has_nothing_to_lose
@@ -154,7 +155,7 @@ ELSEWHERE: dict[str, tuple[Callable[[], invariants.Case], Change, invariants.Inv
 ALL = {name: (plan, *mistake) for name, mistake in MISTAKES.items()} | ELSEWHERE
 
 
-def with_ops(case: invariants.Case, ops: list[Op], make: Callable[[], list[Op]]) -> invariants.Case:
+def with_ops(case: cases.Case, ops: list[Op], make: Callable[[], list[Op]]) -> cases.Case:
     """The same case with another plan."""
     other = copy.copy(case)
     other.ops, other.make, other.all = ops, make, list(walk(ops))

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cases
+import invariants
 import pytest
-import test_invariants as invariants
 from test_strace import Follower, Runtime, basic, bundle, init_of, machine, parse, runtime  # noqa: F401 - fixtures
 from test_strace import pytestmark as marks
 
@@ -60,7 +61,7 @@ def added(mounts: list[dict[str, Any]], user: bool) -> mounting.Addition:
     spec = load(json.dumps(document).encode())
     spec.process = None
     spaces = [*SPACES, "user"] if user else list(SPACES)
-    made = invariants.host("v2")
+    made = cases.host("v2")
     made.source_types = {"/src": "dir", "/src/file": "file"}
     made.direct_sources = ("/src", "/src/file")
     mounting.check(spec, spaces, True)
@@ -85,7 +86,7 @@ def ops_of(make: Callable[[], mounting.Addition]) -> list[Op]:
     return make().ops
 
 
-def cases() -> Iterator[Any]:
+def examples() -> Iterator[Any]:
     for user in (False, True):
         for name, make in (
             ("add", partial(added, listed(user), user)),
@@ -94,11 +95,11 @@ def cases() -> Iterator[Any]:
             ("undo", partial(undone, user)),
         ):
             document = {"mounts": listed(user)}
-            case = invariants.Case("mounts", document, partial(ops_of, make), make().fds, True, {"": "/cgroup"})
+            case = cases.Case("mounts", document, partial(ops_of, make), make().fds, True, {"": "/cgroup"})
             yield pytest.param(case, id=f"{name}-user" if user else name)
 
 
-CASES = pytest.mark.parametrize("case", list(cases()))
+CASES = pytest.mark.parametrize("case", list(examples()))
 
 
 @pytest.mark.parametrize(("more", "refused"), [([], True), (["CAP_SYS_ADMIN"], False), (["user"], False)])
@@ -117,12 +118,12 @@ def test_no_procfs_among_processes_that_may_trace_its_maker(more: list[str], ref
 
 @CASES
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_as_every_plan(check: invariants.Invariant, case: invariants.Case) -> None:
+def test_as_every_plan(check: invariants.Invariant, case: cases.Case) -> None:
     check(case)
 
 
 @CASES
-def test_nobody_in_the_container_can_trace_us(case: invariants.Case) -> None:
+def test_nobody_in_the_container_can_trace_us(case: cases.Case) -> None:
     """Not dumpable before the first setns; and again after an id has changed, which makes a process dumpable."""
     hidden = case.where(lambda op: op.call == "prctl" and op.args[:2] == (k.PR_SET_DUMPABLE, 0))
     (entered,) = case.calls("setns")
@@ -132,7 +133,7 @@ def test_nobody_in_the_container_can_trace_us(case: invariants.Case) -> None:
 
 
 @CASES
-def test_only_the_namespaces_that_are_needed_are_entered(case: invariants.Case) -> None:
+def test_only_the_namespaces_that_are_needed_are_entered(case: cases.Case) -> None:
     flags = case.all[case.calls("setns")[0]].args[1]
     assert isinstance(flags, int) and flags & k.NAMESPACES["mount"]
     types = {case.all[place].args[0] for place in case.calls("fsopen")}
@@ -142,7 +143,7 @@ def test_only_the_namespaces_that_are_needed_are_entered(case: invariants.Case) 
 
 
 @CASES
-def test_in_the_container_nothing_is_named_by_a_path(case: invariants.Case) -> None:
+def test_in_the_container_nothing_is_named_by_a_path(case: cases.Case) -> None:
     """From setns on a path is looked up below the container's root and without magic links, or is "/" itself."""
     inside = [op for op in case.all[case.calls("setns")[0] :] if op.performer != RUNTIME]
     for op in inside:
@@ -166,7 +167,7 @@ def test_in_the_container_nothing_is_named_by_a_path(case: invariants.Case) -> N
 
 
 @CASES
-def test_what_is_mounted_is_known_before(case: invariants.Case) -> None:
+def test_what_is_mounted_is_known_before(case: cases.Case) -> None:
     """The runtime has the tree's descriptor, and has written it down, when it is attached; all or none are."""
     attached = case.calls("move_mount")
     known = case.where(lambda op: op.call == "remember")

@@ -1,5 +1,5 @@
 """Assembling: what a plan becomes in memory.  What init makes of it is tests/test_init.py's; that every plan reads back
-is an invariant (tests/test_invariants.py)."""
+is an invariant (tests/invariants.py)."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ import json
 from errno import ENOENT, EPERM
 from typing import Any
 
+import cases
 import generate
 import pytest
-import test_invariants as invariants
 from hypothesis import given, reject, settings
 
 from pyoci.errors import ConfigError
@@ -151,7 +151,7 @@ def test_json_says_the_same() -> None:
 def test_every_plan_can_be_read(document: dict[str, Any], machine: Host, options: PlanOptions) -> None:
     """A line an op, no flag without a name, and JSON that is JSON."""
     try:
-        ops = invariants.container(document, machine, options).ops
+        ops = cases.container(document, machine, options).ops
     except ConfigError:
         reject()
     text = render.text(ops)
