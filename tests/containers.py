@@ -267,6 +267,10 @@ class Box:
         for child in self.others:
             child.kill()
             child.wait()
+            # of a test that failed: left open, they would fail another when the collector finds them
+            for stream in (child.stdin, child.stdout, child.stderr):
+                if stream is not None:
+                    stream.close()
         left = []
         for id in self.ids:
             done = self("delete", "--force", id)
