@@ -411,6 +411,25 @@ def test_even_paused_containers_die(root: Root, cgroup: dict[str, str], words: t
 
 
 @pytest.mark.root
+def test_a_cgroup_that_is_gone(root: Root, cgroup: dict[str, str]) -> None:
+    """systemd takes a scope's away when its last process has ended, and engines' commands may come after that."""
+    root.add("c1", cgroup_paths=cgroup, cgroup_created=list(cgroup.values()))
+    (path,) = cgroup.values()
+    os.rmdir(path)
+    status, _, error = root("pause", "c1")
+    assert (status, error.count("\n")) == (1, 1)
+    assert f'config-linux.md#cgroups-path: write("{path}/' in error and "the cgroup is gone" in error
+    assert root("kill", "--all", "c1", "USR1") == (0, "", "")
+    for child in root.processes:
+        child.kill()
+        child.wait()
+    assert root("pause", "c1") == (1, "", "pyoci: container 'c1': container not running\n")
+    for number in ("TERM", "KILL"):
+        assert root("kill", "--all", "c1", number) == (0, "", "")
+    assert root("delete", "c1") == (0, "", "")
+
+
+@pytest.mark.root
 def test_delete_kills_and_removes_what_is_in_the_cgroup(root: Root, cgroup: dict[str, str]) -> None:
     (path,) = cgroup.values()
     root.add("c1", cgroup_paths=cgroup, cgroup_created=[path])

@@ -63,6 +63,30 @@ def test_read_only_cgroups(box: Box) -> None:  # noqa: F811
     assert (done.returncode, done.stdout, done.stderr) == (0, "inside\n", "")
 
 
+def test_cgroups_that_have_become_read_only(box: Box) -> None:  # noqa: F811
+    """What cannot be written is said to be that; processes are signalled all the same."""
+
+    def command(*words: str) -> tuple[int, str]:
+        run = ["unshare", "-m", "--propagation", "private", "sh", "-ec", f'{READ_ONLY}\nexec "$@"', "sh"]
+        done = subprocess.run(
+            [*run, *box.command(*words)], capture_output=True, text=True, check=False, timeout=LIMIT
+        )
+        assert done.stderr.count("\n") == (done.returncode != 0), done.stderr
+        return done.returncode, done.stderr
+
+    pid = box.start()
+    code, error = command("pause", box.id)
+    assert code == 1 and 'config-linux.md#cgroups-path: write("/sys/fs/cgroup' in error
+    assert "read-only file system; it is mounted read-only; mount it read-write for pyoci" in error
+    assert box.status() == "running"
+    assert command("kill", "--all", box.id, "KILL") == (0, "")
+    until(lambda: box.status() == "stopped", f"process {pid} has ended")
+    code, error = command("delete", box.id)
+    assert code == 1 and 'rmdir("/sys/fs/cgroup' in error and "mount it read-write for pyoci" in error
+    box.ok("delete", box.id)
+    box.gone()
+
+
 @V1
 def test_some_controllers(box: Box) -> None:  # noqa: F811
     few = f"{V1_ALONE}; for c in memory pids blkio hugetlb cpuset; do ! mountpoint -q $0/$c || umount $0/$c; done"

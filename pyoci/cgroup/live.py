@@ -67,14 +67,14 @@ def exec_paths(paths: Mapping[str, str], init: int) -> dict[str, str]:
 
 def signal_all(paths: Mapping[str, str], number: int) -> None:
     """Send the signal `number` to every process; the container stands still meanwhile: none can escape by forking."""
-    was_frozen = is_frozen(paths)
+    was_frozen = frozen = is_frozen(paths)
     if number == SIGKILL and "" in paths:
         inside = procs({"": paths[""]})
         try:
             write(paths[""] + "/cgroup.kill", b"1")
         except OSError as error:
             if error.errno not in GONE:
-                raise
+                inside = []  # it is not ours to write: one by one
         if set(inside).issuperset(procs(paths)):
             if was_frozen:
                 thaw(paths)
@@ -83,10 +83,12 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
     try:
         if not was_frozen:
             freeze(paths)
+            frozen = True
     except PyociError:
-        pass  # something in it cannot be stopped; what can be is signalled anyway
+        # there is no such cgroup any more, or something in it cannot be stopped; what can be is signalled anyway
+        pass
     signal_each(lambda: procs(paths), number)
-    if not was_frozen or number == SIGKILL:
+    if frozen and (not was_frozen or number == SIGKILL):
         # a frozen process of v1 does not even die
         thaw(paths)
     if number == SIGKILL:
@@ -125,7 +127,7 @@ def _thaw_inside(paths: Mapping[str, str]) -> None:
                 write(name + "/freezer.state", b"THAWED", fd)
             except OSError as error:
                 if error.errno not in GONE:
-                    raise
+                    raise _refused(f'write(".../{name}/freezer.state", "THAWED")', error) from None
 
 
 def kill_all(paths: Mapping[str, str], timeout: float = TIMEOUT) -> None:
@@ -170,20 +172,32 @@ def freeze(paths: Mapping[str, str], timeout: float = TIMEOUT) -> None:
 
 
 def thaw(paths: Mapping[str, str]) -> None:
-    """Let every process run."""
+    """Let every process run; PyociError if that cannot be."""
     _set_frozen(paths, False)
 
 
 def _set_frozen(paths: Mapping[str, str], frozen: bool) -> None:
     if "freezer" in paths:
-        write(paths["freezer"] + "/freezer.state", b"FROZEN" if frozen else b"THAWED")
+        file, value = paths["freezer"] + "/freezer.state", "FROZEN" if frozen else "THAWED"
     elif "" in paths:
-        write(paths[""] + "/cgroup.freeze", b"1" if frozen else b"0")
+        file, value = paths[""] + "/cgroup.freeze", "1" if frozen else "0"
     else:
         raise PyociError(
             "the container is in no cgroup of its own that can be frozen: v2 or v1's freezer is needed, and without"
             " root's rights one that is delegated to you before the container is created"
         )
+    try:
+        write(file, value.encode())
+    except OSError as error:
+        # with the cgroup goes whoever could stand still in it
+        if frozen or error.errno not in GONE:
+            raise _refused(f'write("{file}", "{value}")', error) from None
+
+
+def _refused(call: str, error: OSError) -> PyociError:
+    from pyoci.cgroup.perform import refused
+
+    return refused(call, error)
 
 
 def oom_kills(paths: Mapping[str, str]) -> int:
@@ -204,7 +218,7 @@ def remove(paths: Mapping[str, str], created: Sequence[str], timeout: float = TI
     """Remove the cgroups of an ended container: `created`, and what the container made below its own.
 
     What was there before, and a parent that others use meanwhile, stays.  PyociError with the names of what could not
-    be removed within `timeout` seconds; a directory that is no cgroup is never touched.
+    be removed, within `timeout` seconds; a directory that is no cgroup is never touched.
     """
     own = set(paths.values())
     end = monotonic() + timeout
@@ -218,7 +232,7 @@ def remove(paths: Mapping[str, str], created: Sequence[str], timeout: float = TI
                 posix.rmdir(directory)
             except OSError as error:
                 if error.errno not in (*GONE, EBUSY, ENOTEMPTY):
-                    raise
+                    raise _refused(f'rmdir("{directory}")', error) from None
     if left:
         pids = ", ".join(str(pid) for pid in procs({str(n): path for n, path in enumerate(left)})[:5])
         detail = f" (processes {pids})" if pids else ""
@@ -238,7 +252,7 @@ def _remove(directory: str, end: float) -> bool:
             if error.errno in GONE:
                 return True
             if error.errno not in (EBUSY, ENOTEMPTY):
-                raise
+                raise _refused(f'rmdir("{directory}")', error) from None
         removed = False
         for fd, name in _inside(directory):
             try:
@@ -246,7 +260,7 @@ def _remove(directory: str, end: float) -> bool:
                 removed = True
             except OSError as error:
                 if error.errno not in (*GONE, EBUSY, ENOTEMPTY):
-                    raise
+                    raise _refused(f'rmdir("{directory}/.../{name}")', error) from None
         if monotonic() > end:
             return False
         if not removed:

@@ -12,15 +12,16 @@
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, EOPNOTSUPP, EPERM, EROFS
+from errno import EACCES, EAGAIN, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EROFS
 
 from pyoci.cgroup.files import look, read, write, write_lines
-from pyoci.errors import PyociError
+from pyoci.errors import CallError, PyociError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.plan.ops import Op
 
+CLAUSE = "config-linux.md#cgroups-path"
 DELEGATE = "/sys/kernel/cgroup/delegate"
 # config-linux.md#cgroup-ownership: where the kernel has no such list
 DELEGATED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
@@ -255,6 +256,21 @@ def why(call: str, path: bytes, number: int, controller: str = "") -> str:
         if number == EAGAIN:
             return f"{what}: its pids.max, or that of a parent, is reached"
     return ""
+
+
+def refused(call: str, error: OSError) -> CallError:
+    """The error of `call`, in its printed form, on the cgroup of a container that exists."""
+    from pyoci.kernel.errnos import words
+
+    number = error.errno or 0
+    hint = ""
+    if number == EROFS:
+        hint = "it is mounted read-only; mount it read-write for pyoci"
+    elif number in (EACCES, EPERM):
+        hint = f"it is not writable for uid {posix.geteuid()}; who created the container can do this"
+    elif number in (ENOENT, ENODEV):
+        hint = "the cgroup is gone: somebody else has removed it"
+    return CallError(CLAUSE, call, number, words(number), "", hint)
 
 
 def _processes(pids: list[bytes]) -> str:

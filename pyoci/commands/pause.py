@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pyoci import log
-from pyoci.errors import WrongState
-from pyoci.state import Store, status
+from pyoci.errors import PyociError, WrongState
+from pyoci.state import Store, alive, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ def run(settings: Globals, options: Parsed) -> int:
         state = store.load()
         if status(store, state) not in ("created", "running"):
             raise WrongState(f"container {state.id!r}: container not running")
-        freeze(state.cgroup_paths)
+        try:
+            freeze(state.cgroup_paths)
+        except PyociError:
+            if not alive(state):  # its cgroup may have gone with it
+                raise WrongState(f"container {state.id!r}: container not running") from None
+            raise
         if log.debugging:
             log.debug("frozen", id=state.id, pid=state.pid)
     return 0

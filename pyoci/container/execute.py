@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 # what a cgroup answers that is gone, has controllers for its children, or is threaded (cgroups(7))
 ELSEWHERE = (ENOENT, EBUSY, EOPNOTSUPP)
-PATH_CLAUSE = "config-linux.md#cgroups-path"
 
 
 class Elsewhere(PyociError):
@@ -354,6 +353,8 @@ def _warn_capabilities(options: ExecOptions, process: Process, host: Host, state
 
 
 def _for_cgroup(op: Op) -> bool:
+    from pyoci.plan.cgroup_entry import PATH_CLAUSE
+
     return op.call == "clone3" or op.origin == PATH_CLAUSE or op.result == "cgroup"
 
 
