@@ -94,9 +94,13 @@ class Directory:
             raise PyociError(f"container {id!r}: mkdir {root}/{id}: {_words(error)}") from None
         try:
             fd = posix.open(id, _DIRECTORY, dir_fd=root_fd)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                posix.rmdir(id, dir_fd=root_fd)
             posix.close(root_fd)
-            raise NotFound(id) from None  # a delete was quicker
+            if error.errno == errno.ENOENT:
+                raise NotFound(id) from None  # a delete was quicker
+            raise
         return cls(id, f"{root}/{id}", fd, root_fd)
 
     @classmethod
@@ -155,6 +159,11 @@ class Directory:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
+            except OSError as error:
+                raise PyociError(
+                    f"container {self.id!r}: flock({self.path}): {_words(error)}; states need a file system with locks"
+                    " (--root)"
+                ) from None
             self.locked = True
         return True
 
@@ -213,6 +222,13 @@ class Directory:
         except FileNotFoundError:
             return False
         return True
+
+    def discard(self) -> None:
+        """Remove the directory that `create` made, if nothing is in it yet."""
+        try:
+            posix.rmdir(self.id, dir_fd=self.root_fd)
+        except OSError:
+            pass  # it is another's by now
 
     def remove(self) -> None:
         """Remove the directory with all that is in it, the state last: killed on the way, delete can be repeated."""

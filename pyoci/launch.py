@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import fcntl
 import posix
-from errno import EFBIG, EINTR
+from errno import EACCES, EAGAIN, EFBIG, EINTR
 
 from pyoci import log
 from pyoci.errors import PyociError
@@ -26,6 +26,7 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 SIGNALS = (*range(1, 32), *range(34, 65))
 # our own descriptors are moved out of the way of those that init is given
 HIGH = 1
+TOO_MANY = "the caller may have no more processes: raise its limit (ulimit -u), or pids.max of its cgroup"
 
 # calls of which another process goes on, and the one that made it tells us its pid
 FORKS = ("clone3", "clone")
@@ -56,7 +57,15 @@ def seal(image: bytes, kernel: tuple[int, int]) -> int:
     """A sealed memfd of `image`: what init executes is nobody's file and can be changed by nobody (CVE-2019-5736)."""
     # The kernel wants to be told that a memfd will be executed since 6.3, and does not know the flag before.
     executable = MFD_EXEC if kernel >= (6, 3) else 0
-    fd = posix.memfd_create("pyoci-init", posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING | executable)
+    try:
+        fd = posix.memfd_create("pyoci-init", posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING | executable)
+    except OSError as error:
+        if error.errno != EACCES:
+            raise
+        raise PyociError(
+            "memfd_create(MFD_EXEC): permission denied; the sysctl vm.memfd_noexec is 2, and what goes into a container"
+            " is a program in a memfd: set it to 1"
+        ) from None
     rest = memoryview(image)
     try:
         while rest:
@@ -154,6 +163,10 @@ class Session:
                 setsigmask=(),
                 setsigdef=SIGNALS,
             )
+        except BlockingIOError:
+            from pyoci.kernel.errnos import words
+
+            raise PyociError(f"posix_spawn(init): {words(EAGAIN)}; {TOO_MANY}") from None
         finally:
             theirs.close()
             for fd in high:
@@ -245,18 +258,18 @@ class Session:
             tell(op, self.pid)
 
     def _receive(self, control: _socket.socket) -> bytes:
-        if self.descriptor == -2:  # noqa: PLR2004 - see expect_descriptor
-            message, ancillary, _, _ = control.recvmsg(REPORT.size + TEXT_MAX, _socket.CMSG_SPACE(4))
-            for _, _, data in ancillary:
-                self.descriptor = int.from_bytes(data[:4], "little")
-                posix.set_inheritable(self.descriptor, False)
-                if self.arrived is not None:
-                    self.arrived(self.descriptor)
-            return message
         try:
-            return control.recv(REPORT.size + TEXT_MAX)
+            if self.descriptor != -2:  # noqa: PLR2004 - see expect_descriptor
+                return control.recv(REPORT.size + TEXT_MAX)
+            message, ancillary, _, _ = control.recvmsg(REPORT.size + TEXT_MAX, _socket.CMSG_SPACE(4))
         except ConnectionResetError:
-            return b""
+            return b""  # it has died before it read what we have sent
+        for _, _, data in ancillary:
+            self.descriptor = int.from_bytes(data[:4], "little")
+            posix.set_inheritable(self.descriptor, False)
+            if self.arrived is not None:
+                self.arrived(self.descriptor)
+        return message
 
     def expect_descriptor(self, arrived: Callable[[int], None] | None = None) -> None:
         """Take the terminal's master from the next message that carries one, and hand it to `arrived` at once."""

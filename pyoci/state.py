@@ -187,13 +187,15 @@ class Store(Directory):
         Between mkdir(2) and open(2) a delete may have removed ours, and another create made its own: both have opened
         that.  Its owner is who has written a state first.
         """
-        self.lock()
-        for name in (FILE, DRAFT):
-            try:
-                posix.stat(name, dir_fd=self.fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            raise Exists(self.id)
+        try:
+            self.lock()
+            if self.has(FILE) or self.has(DRAFT):
+                raise Exists(self.id)
+        except (Exists, NotFound):
+            raise
+        except BaseException:
+            self.discard()
+            raise
 
     def load(self) -> State:
         """NotFound when create never got as far as writing it, PyociError when it cannot be read."""

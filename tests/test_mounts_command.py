@@ -238,6 +238,12 @@ def test_all_or_none(running: Box, data: Path) -> None:
     assert mountinfo(running) == before
 
 
+def test_a_bundle_that_is_gone(running: Box) -> None:
+    running.bundle.rename(running.folder / "elsewhere")
+    assert f'chdir("{running.bundle}"): no such file or directory; ' in refuse(running, entry("/tmp/x", "tmpfs"))
+    assert listed(running) == []
+
+
 def test_usage(running: Box) -> None:
     assert "requires a minimum" in running.fails("mounts", "add")
     assert "exactly 2" in running.fails("mounts", "add", running.id)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from containers import COMMAND, LIMIT, Box, box, needed  # noqa: F401 - a fixture
+from containers import COMMAND, LIMIT, Box, box, needed, until  # noqa: F401 - a fixture
 from odd import refused, there, works
 
 pytestmark = [*needed, pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")]
@@ -39,6 +39,22 @@ def test_few_descriptors(box: Box, number: int) -> None:  # noqa: F811
     box.ok("delete", "--force", box.id)
     box.gone()
     assert done.returncode == 0 or number < 32  # noqa: PLR2004
+
+
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/pids").is_dir(), reason="no v1 controller of pids here")
+@pytest.mark.parametrize("number", [1, 2])
+def test_few_processes(box: Box, number: int) -> None:  # noqa: F811
+    group = Path("/sys/fs/cgroup/pids", f"{box.id}-caller")
+    group.mkdir()
+    try:
+        (group / "pids.max").write_text(str(number))
+        done = there(box, prefix=("sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh"))
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "resource temporarily unavailable; " in done.stderr and "pids.max" in done.stderr
+        box.gone()
+    finally:
+        until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
 
 
 ENVIRONMENT = ["HOME=/tmp", "PATH=/bin", "PWD=/", "SHLVL=1"]

@@ -263,6 +263,18 @@ def test_a_root_that_its_user_may_not_enter(box: Box) -> None:  # noqa: F811
     assert f"may not enter {box.rootfs}, which belongs to uid 0 of the host and has mode 0700" in error
 
 
+@pytest.mark.skipif(not Path("/proc/sys/vm/memfd_noexec").exists(), reason="Linux before 6.3 has no such setting")
+def test_no_programs_in_memory(box: Box) -> None:  # noqa: F811
+    """vm.memfd_noexec is a setting of a pid namespace: the machine keeps its own."""
+    box.write()
+    words = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-ec", 'sysctl -qw vm.memfd_noexec=2; exec "$@"', "sh"]
+    run = box.command("run", "--bundle", str(box.bundle), box.id)
+    done = subprocess.run([*words, *run], capture_output=True, text=True, check=False, timeout=LIMIT)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "memfd_create(MFD_EXEC): permission denied; the sysctl vm.memfd_noexec is 2" in done.stderr
+    box.gone()
+
+
 def test_no_null_device(box: Box) -> None:  # noqa: F811
     """It hides masked files, so it must be that device: a file in its place would be the container's to write to."""
     before = "exec 3</dev/null; mount -t tmpfs -o mode=755 tmpfs /dev; exec 0<&3 3<&-"

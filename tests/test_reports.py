@@ -56,6 +56,20 @@ def test_a_barrier_that_is_not_due_is_not_played(spoken: Spoken, said: tuple[int
     assert len(spoken.done_ops) == len(said) - 1
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_init_that_dies_before_it_reads(spoken: Spoken, terminal: bool) -> None:
+    """Killed for want of memory while the runtime was at work for it: its socket ends with what we have sent unread."""
+    if terminal:
+        spoken.expect_descriptor()
+    spoken.say((AT_BARRIER, 1, 0))
+    assert spoken.control is not None
+    spoken.control.send(b"\0")
+    spoken.say((AT_BARRIER, 3, 0))
+    spoken.theirs.close()
+    with pytest.raises(Died, match="init died"):
+        spoken.play()
+
+
 @pytest.mark.parametrize("pid", [1, 0, -1, 4194304])
 def test_a_process_that_is_not_ours_is_not_taken_for_the_containers(spoken: Spoken, pid: int) -> None:
     """It would be put into cgroups, written to, and killed when something fails."""

@@ -38,7 +38,7 @@ from pyoci.state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -112,6 +112,29 @@ def test_an_id_is_taken_once(base: str, store: Store) -> None:
     with pytest.raises(Exists, match="container with given ID already exists"):
         Store.create(base, "c1")
     assert ids(base) == ["c1"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EMFILE])
+def test_a_create_that_gets_no_further_leaves_nothing(base: str, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Where states are on a file system without locks, or there is no descriptor left."""
+
+    def refuse(*unused: object, **more: object) -> None:
+        raise OSError(number, "refused")
+
+    def open_all_but_it(path: str, *rest: object, **more: object) -> object:
+        return (refuse if path == "c1" else opened)(path, *rest, **more)
+
+    opened: Callable[..., object] = posix.open
+    os.mkdir(base, 0o700)
+    if number == errno.ENOLCK:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with Store.create(base, "c1") as store, pytest.raises(PyociError, match=r"flock\(.*/c1\): no locks available;"):
+            store.take()
+    else:
+        monkeypatch.setattr(posix, "open", open_all_but_it)
+        with pytest.raises(OSError, match="refused"):
+            Store.create(base, "c1")
+    assert os.listdir(base) == []
 
 
 def test_what_does_not_exist(base: str) -> None:

@@ -254,7 +254,7 @@ def why(call: str, path: bytes, number: int, controller: str = "") -> str:
         if number == EBUSY and enabled:
             return f"{what}: it gives its children controllers ({', '.join(enabled)}), so it can have none itself"
         if number == EAGAIN:
-            return f"{what}: its pids.max, or that of a parent, is reached"
+            return f"{what}: its pids.max, that of a parent, or the caller's own limit is reached"
     return ""
 
 

@@ -147,8 +147,7 @@ class _Adding:
             self.given["container"] = container.pidfd
             if user:
                 self.given["ns_user"] = _user_namespace(container)
-            # relative names in mount data are relative to the bundle
-            posix.chdir(container.state.bundle)
+            _enter_bundle(container.state.bundle)
             self.session = _session(container.host, plan.ops[first:], plan.fds, self._perform)
             self._expect()
             self.session.spawn(container.host.kernel, plan.fds, self.given)
@@ -275,6 +274,17 @@ def _forget(container: Container, ids: list[int]) -> None:
     if ids:
         container.added[:] = [entry for entry in container.added if entry["id"] not in ids]
         container.keep()
+
+
+def _enter_bundle(bundle: str) -> None:
+    """Relative names in mount data are relative to the bundle."""
+    try:
+        posix.chdir(bundle)
+    except OSError as error:
+        from pyoci.kernel.errnos import words
+
+        why = words(error.errno or 0)
+        raise PyociError(f'chdir("{bundle}"): {why}; the bundle of the container must be there') from None
 
 
 def _user_namespace(container: Container) -> int:
