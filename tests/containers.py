@@ -78,6 +78,16 @@ def cgroups_of(id: str) -> list[Path]:
     return [path for path in (*CGROUPS.glob(f"*/{id}"), CGROUPS / id) if path.exists()]
 
 
+def disk_of(path: Path) -> tuple[int, int]:
+    """Major and minor number of the disk that `path` is on."""
+    number = os.stat(path).st_dev
+    major, minor = os.major(number), os.minor(number)
+    known = Path(f"/sys/dev/block/{major}:{minor}")
+    if not known.exists() or (known / "partition").exists():
+        pytest.skip(f"{path} is not on a disk that is one file system; limits are for whole disks")
+    return major, minor
+
+
 class Box:
     """One test's bundle and containers.  `box("state", box.id)` runs the command, `box.config` is what it reads."""
 

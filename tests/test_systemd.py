@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import COUNTER, Images, count, works
-from containers import Box, needed, until
+from containers import Box, disk_of, needed, until
 from machine import loaded, show
 
 from pyoci.host import probe
@@ -202,6 +202,49 @@ def test_every_flag_of_update_is_systemds_and_the_kernels(unit: Unit) -> None:
         subprocess.run(["systemctl", *again], check=True)
         for name, (text, property, told) in now.items():
             assert (unit.file("", name), show(unit.unit, property)[property]) == (text, told), (again, name)
+
+
+@pytest.fixture
+def block_link(tmp_path: Path) -> Iterator[str]:
+    """/dev/block/MAJOR:MINOR of a disk, which is udev's to make, and systemd's to look for."""
+    link = Path("/dev/block/{}:{}".format(*disk_of(tmp_path)))
+    made = not link.exists()
+    if made:
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(f"../{Path('/sys/dev/block', link.name).resolve().name}")
+    yield link.name
+    if made:
+        link.unlink()
+
+
+@pytest.mark.skipif(not V2, reason="v1's have names of their own")
+def test_disks_are_systemds_and_the_kernels(unit: Unit, block_link: str) -> None:
+    major, minor = map(int, block_link.split(":"))
+    place = {"major": major, "minor": minor}
+    throttles = {"throttleReadBpsDevice": 1 << 20, "throttleWriteBpsDevice": 2 << 20, "throttleReadIOPSDevice": 300,
+                 "throttleWriteIOPSDevice": 400}  # fmt: skip
+    unit.linux["resources"] = {"blockIO": {name: [{**place, "rate": rate}] for name, rate in throttles.items()}}
+    unit.start()
+    names = ("IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax")
+    for words in ([], ["daemon-reload"], ["set-property", "--runtime", unit.unit, *RUN_THEM_AGAIN.split()]):
+        if words:
+            subprocess.run(["systemctl", *words], check=True)
+        told = show(unit.unit, *names)
+        assert [told[name].split() for name in names] == [
+            [f"/dev/block/{block_link}", str(rate)] for rate in throttles.values()
+        ]
+        assert unit.file("", "io.max") == f"{block_link} rbps=1048576 wbps=2097152 riops=300 wiops=400"
+
+
+@pytest.mark.skipif(not V2, reason="v1's have names of their own")
+def test_a_disk_that_systemd_does_not_find(unit: Unit) -> None:
+    """Without udev: the kernel has the limit all the same."""
+    major, minor = disk_of(unit.rootfs)
+    assert not Path(f"/dev/block/{major}:{minor}").exists()
+    limit = [{"major": major, "minor": minor, "rate": 1 << 20}]
+    unit.linux["resources"] = {"blockIO": {"throttleReadBpsDevice": limit}}
+    unit.start()
+    assert unit.file("", "io.max") == f"{major}:{minor} rbps=1048576 wbps=max riops=max wiops=max"
 
 
 def test_what_the_kernel_refuses_is_not_told(unit: Unit) -> None:

@@ -88,7 +88,8 @@ def test_selinux(vm: Run) -> None:
 
 def test_limits_of_v2(vm: Run) -> None:
     """The tests of v2's limits, which skip themselves on a machine whose controllers v1 has."""
-    passes(vm, "tests/test_cgroup_v2.py", "tests/test_container_limits.py", skips=True)
+    files = ("tests/test_cgroup_v2.py", "tests/test_container_limits.py", "tests/test_container_block_io.py")
+    passes(vm, *files, skips=True)
 
 
 def test_events_of_v2(vm: Run) -> None:
