@@ -1,7 +1,7 @@
 """Make spec-conformance.md: every rule of the specification, and the tests for it.
 
-    python conformance/spec_conformance.py          writes it beside this file
-    python conformance/spec_conformance.py --check  exits with 1 if it is not current
+    python3 conformance/spec_conformance.py          writes it beside this file
+    python3 conformance/spec_conformance.py --check  exits with 1 if it is not current
 
 The rules are in spec-rules.txt, whose head says how.  tests/test_conformance.py sees that the tests exist, that every
 property of the schema has a row, and that what is called refused still is.
@@ -69,7 +69,7 @@ def page(listed: list[Rule]) -> str:
     lines = [
         "# Conformance with the OCI runtime specification 1.3.0",
         "",
-        "Made by `python conformance/spec_conformance.py` from spec-rules.txt. *Tested*: by a test that asks a",
+        "Made by `python3 conformance/spec_conformance.py` from spec-rules.txt. *Tested*: by a test that asks a",
         "container or the kernel. *On paper*: by tests of documents and plans. *Refused*: an error, never ignored.",
         "*Stand-in*: by a test that asks a container, where something of ours stands for hardware that no machine of",
         "the tests has: a file system with the rules that the kernel's documentation gives for resctrl. No kernel has",

@@ -234,7 +234,7 @@ def _future(name: str) -> object:
 def _forget_coercion() -> None:
     """Take back the LC_CTYPE that CPython puts into the environment of a process started in the C locale (PEP 538).
 
-    A hook without an `env` of its own gets the caller's environment, which did not hold it.
+    What is started with the caller's environment (ps(1)) must not get it.
     """
     if posix.environ.get(b"LC_CTYPE") == b"C.UTF-8":
         try:

@@ -159,8 +159,11 @@ def _fit(value: object, expected: str) -> tuple[str, object]:
     fits = expected == "b" if isinstance(value, bool) else expected in ("s", "o", "g")
     if not fits:
         raise ValueError(f"{value!r} where a {expected} should be")
-    if isinstance(value, str) and "\0" in value:
-        raise ValueError("a string with a NUL in it")
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("a string with a NUL in it")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("a string with half a character (a surrogate) in it")
     return expected, value
 
 

@@ -5,7 +5,7 @@ registers in it, the ops.  The kernel maps it all at exec: the template's second
 program, so that argv arrays, `clone_args` and messages hold real addresses and init links nothing.  Equal inputs give
 equal bytes.
 
-The layout of an op is stated once, here; `init/program.h` is generated from it (`python -m pyoci.program`), and a
+The layout of an op is stated once, here; `init/program.h` is generated from it (`python3 -m pyoci.program`), and a
 test holds the two to each other.
 """
 
@@ -350,7 +350,7 @@ def header_text() -> str:
     """The C header that init.c includes."""
     fields = "\n".join(f"    {kind} {name}{array};" for kind, name, array in OP_FIELDS)
     return f"""\
-/* Generated from pyoci/program.py by `python -m pyoci.program`; do not edit. */
+/* Generated from pyoci/program.py by `python3 -m pyoci.program`; do not edit. */
 struct header {{
     unsigned int magic;
     unsigned int ops;

@@ -3,7 +3,7 @@
 `plan.txt` is the plan of `config.json` on the machine that `host.json` describes, the bundle being at /bundles/NAME.
 When a plan is meant to change, write them anew and read the difference:
 
-    python tests/test_bundles.py
+    python3 tests/test_bundles.py
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_there_are_bundles() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_plan_is_the_golden_one(name: str) -> None:
     written = (BUNDLES / name / "plan.txt").read_text(encoding="utf-8")
-    assert golden(name).splitlines() == written.splitlines(), "meant? then: python tests/test_bundles.py"
+    assert golden(name).splitlines() == written.splitlines(), "meant? then: python3 tests/test_bundles.py"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -247,6 +247,16 @@ def test_a_connection_that_ends(serve: Serve) -> None:
         bus.Bus("system").call("GetUnit", (("s", "a.scope"),))
 
 
+def test_a_connection_that_has_ended_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        def send(self, *unused: object) -> None:
+            raise ConnectionResetError(104, "reset")
+
+    monkeypatch.setattr(bus.Bus, "_connect", lambda self: Ended())
+    with pytest.raises(PyociError, match="--systemd-cgroup: systemd closed the connection before it answered AddMatch"):
+        bus.Bus("system").job("StopUnit", (("s", "a.scope"), ("s", "replace")))
+
+
 def test_a_bus_that_does_not_let_us_in(serve: Serve) -> None:
     serve(lambda *_: b"", b"REJECTED EXTERNAL\r\n")
     with pytest.raises(PyociError, match=r"--systemd-cgroup: the system's systemd cannot be reached \(.*private: "):

@@ -18,7 +18,7 @@ RULES = TABLE.rules()
 
 
 def test_the_page_is_current() -> None:
-    """After a change of spec-rules.txt: python conformance/spec_conformance.py"""
+    """After a change of spec-rules.txt: python3 conformance/spec_conformance.py"""
     assert TABLE.PAGE.read_text() == TABLE.page(RULES)
 
 

@@ -18,6 +18,10 @@ import pytest
 from checkpoints import COUNTER, Images, count, criu, images, works
 from containers import CGROUPS, Box, box, needed, processes_of, until
 
+from pyoci.container.checkpoint import CheckpointOptions, checkpoint
+from pyoci.criu import service
+from pyoci.errors import WrongState
+
 pytestmark = [*needed, works]
 __all__ = ("box", "images")
 
@@ -488,3 +492,30 @@ def test_configuration_of_criu(box: Box, images: Images) -> None:
     (images.work / "other.log").unlink()
     images.restore()
     assert (images.work / "other.log").exists()
+
+
+def test_configuration_of_criu_that_is_not_there(box: Box, images: Images) -> None:
+    conf = box.folder / "criu.conf"
+    conf.touch()
+    box.config["annotations"] = {"org.criu.config": str(conf)}
+    box.start(COUNTER)
+    images.checkpoint()
+    conf.unlink()
+    assert f"/annotations/org.criu.config: open {conf}: no such file or directory" in images.refused()
+    conf.touch()
+    images.restore()
+
+
+def test_a_container_that_ends_meanwhile(box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Between the look at its status and CRIU's."""
+    box.start(COUNTER)
+    pid = box.pid()
+
+    def find() -> str:
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: box.status() == "stopped")
+        return criu()
+
+    monkeypatch.setattr(service, "find", find)
+    with pytest.raises(WrongState, match="container not running"):
+        checkpoint(str(box.states), box.id, CheckpointOptions(str(tmp_path / "images")))

@@ -42,6 +42,7 @@ def test_values(text: str, signature: str, value: object) -> None:
     [
         "", "word", "'open", "[1, 'a']", "[", "[1", "(1", "()", "@q", "@as [1]", "byte 256", "2147483648", "uint32 -1",
         "1 2", "[]", "boolean 1", "int32 'a'", "nothing", "<1>", "{'a': 1}", "'a\\u00zz'", "'\\u0000'", "[" * 100,
+        "'\\ud800'", "'\udcff'",
         "@" + "(" * 5000, "true 5", "@(ss) ('a',)", "@(s) ('a', 'b')", "string 5", "1e", "\\U",
     ],
 )  # fmt: skip

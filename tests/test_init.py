@@ -241,7 +241,7 @@ def test_the_kernels_words(machine: Machine) -> None:
 
 
 def test_the_generated_header_is_current() -> None:
-    assert (SOURCE / "program.h").read_text() == header_text(), "python -m pyoci.program > pyoci/init/program.h"
+    assert (SOURCE / "program.h").read_text() == header_text(), "python3 -m pyoci.program > pyoci/init/program.h"
 
 
 def test_the_installed_init_fits_its_page() -> None:

@@ -130,7 +130,10 @@ class Bus:
         (org.freedesktop.systemd1(5))."""
         if not self.told and not self.direct:
             rule = f"type='signal',sender='{DESTINATION}',interface='{MANAGER}',member='JobRemoved',path='{OBJECT}'"
-            self.connection.send(DBUS, DBUS_OBJECT, DBUS, "AddMatch", (("s", rule),))
+            try:
+                self.connection.send(DBUS, DBUS_OBJECT, DBUS, "AddMatch", (("s", rule),))
+            except OSError as error:
+                raise self._broken("AddMatch", error) from None
             self.told = True
         job = self.call(member, arguments)
         self.manager = self.connection.answered

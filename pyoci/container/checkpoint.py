@@ -11,7 +11,7 @@ from pyoci.errors import PyociError, WrongState
 from pyoci.hooks import RESET
 from pyoci.kernel.flags import CLONE_NEWNET
 from pyoci.spec.load import load
-from pyoci.state import Store, open_init, open_process, process, status
+from pyoci.state import Store, alive, open_init, open_process, process, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,7 +117,12 @@ def checkpoint(root: str, container_id: str, options: CheckpointOptions) -> None
         if pidfd is None:
             raise WrongState(f"container {container_id!r}: container not running")
         try:
-            _dump(store, state, spec, options)
+            try:
+                _dump(store, state, spec, options)
+            except OSError:
+                if not alive(state):  # there is nothing to look at any more
+                    raise WrongState(f"container {container_id!r}: container not running") from None
+                raise
             if options.leave_running or options.pre_dump:
                 return
             _wait(state, pidfd, found == "paused")

@@ -162,7 +162,7 @@ class Restoration(Creation):
                 # by our descriptor: CRIU has another /tmp
                 config = config_file(blueprint.spec)
                 if config:
-                    opened.append(posix.open(config, posix.O_RDONLY | posix.O_CLOEXEC))
+                    opened.append(_open("/annotations/org.criu.config", config, posix.O_RDONLY))
                     config = f"/proc/{posix.getpid()}/fd/{opened[-1]}"
                 criu.ask(rpc.RESTORE, self._fields(image, theirs, config), self._notified, self._unlock_ends)
             except PyociError as error:
@@ -326,12 +326,16 @@ class Restoration(Creation):
 
 
 def _namespace(index: int, path: str) -> int:
+    return _open(f"/linux/namespaces/{index}/path", path, posix.O_RDONLY | posix.O_NONBLOCK)
+
+
+def _open(origin: str, path: str, flags: int) -> int:
     try:
-        return posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
+        return posix.open(path, flags | posix.O_CLOEXEC)
     except OSError as error:
         from pyoci.kernel.errnos import words
 
-        raise PyociError(f"/linux/namespaces/{index}/path: open {path}: {words(error.errno or 0)}") from None
+        raise PyociError(f"{origin}: open {path}: {words(error.errno or 0)}") from None
 
 
 def _fits(key: str, number: int) -> bool:

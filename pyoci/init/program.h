@@ -1,4 +1,4 @@
-/* Generated from pyoci/program.py by `python -m pyoci.program`; do not edit. */
+/* Generated from pyoci/program.py by `python3 -m pyoci.program`; do not edit. */
 struct header {
     unsigned int magic;
     unsigned int ops;
