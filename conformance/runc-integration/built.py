@@ -148,7 +148,7 @@ def debian() -> Path:
 
 
 def _pack(root: Path, image: Path) -> None:
-    new = image.with_suffix(".new")
+    new = image.with_suffix(f".{os.getpid()}")
     leave_out = [f"--exclude=./{name}/*" for name in NOT_NEEDED]
     subprocess.run(["tar", "-C", root, *leave_out, "--exclude=./dev/*", "-cf", new, "."], check=True)
     new.rename(image)
