@@ -219,9 +219,12 @@ def test_hooks_of_restore(box: Box, images: Images) -> None:
     assert [line.split()[0] for line in log.read_text().splitlines()] == [
         "prestart", "createRuntime", "poststart", "poststop"
     ]  # fmt: skip
+    created = [json.loads(line.partition(" ")[2])["status"] for line in log.read_text().splitlines()[:2]]
     log.unlink()
     images.restore()
     lines = log.read_text().splitlines()
+    # hooks see what they see of create
+    assert [json.loads(line.partition(" ")[2])["status"] for line in lines] == created
     assert [line.split()[0] for line in lines] == ["prestart", "createRuntime"]
     assert json.loads(lines[0].partition(" ")[2])["pid"] == box.pid()
 

@@ -251,7 +251,7 @@ class Restoration(Creation):
             for kind, entries in (("prestart", hooks.prestart), ("createRuntime", hooks.create_runtime)):
                 if entries:
                     self.performer.ran_hooks = True
-                    run_container_hooks(kind, entries, state, None, "creating")
+                    run_container_hooks(kind, entries, state, None)
         elif script == "orphan-pts-master" and descriptor >= 0:
             self._terminal(descriptor)
         elif script == "post-restore":
