@@ -36,6 +36,8 @@ __all__ = (
 
 SOCKET = "start.sock"
 EXITING = 4  # of a task's flags (include/linux/sched.h)
+# of pidfd_open(2): there is none, or the number is a thread's by now
+ENDED = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
 NO_PROCESS = "no-process"  # is there for a container that cannot be started
 # A state under creation has a file of its own: a file that replaces another is written to the disk at once by some file
 # systems, and who removes it a moment later waits for that (ext4(5), auto_da_alloc).
@@ -234,10 +236,13 @@ class Store(Directory):
 
 
 def process(pid: int) -> tuple[str, int] | None:
-    """(state letter, start time in clock ticks since boot) from /proc/pid/stat; None without such a process."""
+    """(state letter, start time in clock ticks since boot) from /proc/pid/stat; None without such a process.
+
+    OSError when that cannot be told: what is taken for gone would be forgotten.
+    """
     try:
         stat = read_file(f"/proc/{pid}/stat")
-    except OSError:  # ENOENT, or ESRCH when it ends between open and read
+    except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between open and read
         return None
     # The name in parentheses is the program's to choose, parentheses and spaces included.
     fields = stat[stat.rindex(b")") + 2 :].split()
@@ -248,7 +253,7 @@ def ends(pid: int) -> bool:
     """Whether a process has begun to end, and may have to wait for others for that (PF_EXITING in field 9)."""
     try:
         stat = read_file(f"/proc/{pid}/stat")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return bool(int(stat[stat.rindex(b")") + 2 :].split()[6]) & EXITING)
 
@@ -269,18 +274,23 @@ def open_init(state: State) -> int | None:
 
 
 def open_process(pid: int, start: int) -> int | None:
-    """A pidfd of the process `pid` that began at `start`, None when that has ended."""
+    """A pidfd of the process `pid` that began at `start`, None when that has ended; OSError as `process`."""
     if pid <= 0:
         return None
     # The descriptor first, then who it is: the other way round, the pid could be somebody else's in between.
     try:
         descriptor = posix.pidfd_open(pid)
-    except OSError:
+    except OSError as error:
+        if error.errno not in ENDED:
+            raise
         return None
-    if _runs(pid, start):
-        return descriptor
-    posix.close(descriptor)
-    return None
+    runs = False
+    try:
+        runs = _runs(pid, start)
+    finally:
+        if not runs:
+            posix.close(descriptor)
+    return descriptor if runs else None
 
 
 def waits_for_start(store: Store) -> bool:

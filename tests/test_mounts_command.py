@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -14,6 +16,7 @@ from containers import LIMIT, Box, box, needed, processes_of, until  # noqa: F40
 
 from pyoci.container import mounting as doing
 from pyoci.plan import mounting
+from pyoci.state import ends
 
 pytestmark = needed
 
@@ -401,3 +404,27 @@ def test_killed_at_any_moment(running: Box, data: Path) -> None:
         if known:
             remove(running, *reversed(known))
         assert mountinfo(running) == before
+
+
+def test_a_container_that_is_ending(running: Box) -> None:
+    """Its first process has begun to end, and waits for the others' end, as those do for who traces them: it still is
+    there, and has no namespaces any more.  What exec and mounts say is what they say a moment later."""
+    add(running, entry("/tmp/x", "tmpfs"))
+    pid = running.pid()
+    words = running.command("exec", "--detach", "--pid-file", str(running.folder / "pid"), running.id, "sleep", "100")
+    null = subprocess.DEVNULL
+    subprocess.run(words, check=True, timeout=LIMIT, stdin=null, stdout=null, stderr=null)
+    traced = int((running.folder / "pid").read_text())
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.ptrace(ctypes.c_long(0x4206), ctypes.c_long(traced), None, None) == 0  # PTRACE_SEIZE
+    try:
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: ends(pid), "the first process begins to end")
+        assert running.status() == "running"
+        assert running.fails("exec", running.id, "true") == "pyoci: exec failed: cannot exec in a stopped container\n"
+        stopped = f"pyoci: container '{running.id}': container not running\n"
+        assert refuse(running, entry("/tmp/y", "tmpfs")) == stopped
+        assert refuse(running, entry("/tmp/x"), command="remove") == stopped
+    finally:
+        os.waitpid(traced, 0x40000000)  # __WALL
+    until(lambda: running.status() == "stopped")

@@ -41,6 +41,24 @@ def test_few_descriptors(box: Box, number: int) -> None:  # noqa: F811
     assert done.returncode == 0 or number < 32  # noqa: PLR2004
 
 
+@pytest.mark.parametrize("number", [6, 7, 8, 9, 10])
+def test_few_descriptors_to_delete_with(box: Box, number: int) -> None:  # noqa: F811
+    """A container without cgroups is its first process, and what is to be killed must be found."""
+    box.process["args"] = ["sleep", "100"]
+    del box.linux["resources"]
+    box.write()
+    null = subprocess.DEVNULL
+    words = box.command("--cgroup-manager", "disabled", "run", "--detach", "--bundle", str(box.bundle), box.id)
+    subprocess.run(words, check=True, timeout=LIMIT, stdin=null, stdout=null, stderr=null)
+    pid = box.pid()
+    for option in ((), ("--force",)):
+        words = ["sh", "-c", f'ulimit -n {number}; exec "$@"', "sh", *box.command("delete", *option, box.id)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False)
+        runs = "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text() if Path(f"/proc/{pid}").exists() else False
+        assert runs == (box.states / box.id).exists() == (done.returncode != 0), done
+    box.ok("delete", "--force", box.id)
+
+
 @pytest.mark.skipif(not Path("/sys/fs/cgroup/pids").is_dir(), reason="no v1 controller of pids here")
 @pytest.mark.parametrize("number", [1, 2])
 def test_few_processes(box: Box, number: int) -> None:  # noqa: F811

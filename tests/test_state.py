@@ -30,6 +30,7 @@ from pyoci.state import (
     alive,
     default_root,
     document,
+    ends,
     ids,
     open_init,
     process,
@@ -396,6 +397,28 @@ def test_processes_are_told_apart(child: subprocess.Popen[bytes]) -> None:
     assert open_init(state) is None
     assert process(2**22 + 1) is None
     assert open_init(State("c", "b", "r")) is None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EPERM])
+def test_what_cannot_be_looked_at_has_not_ended(
+    store: Store, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """delete would forget a container whose process runs on."""
+
+    def refuse(*unused: object, **more: object) -> None:
+        raise OSError(number, "refused")
+
+    state = state_of(child)
+    with monkeypatch.context() as patch:
+        patch.setattr(posix, "pidfd_open", refuse)
+        with pytest.raises(OSError, match="refused"):
+            open_init(state)
+    monkeypatch.setattr("pyoci.state.read_file", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    for look in (lambda: status(store, state), lambda: open_init(state), lambda: ends(child.pid)):
+        with pytest.raises(OSError, match="refused"):
+            look()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_process_may_be_called_anything(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from pyoci.container.perform import write_pid_file
 from pyoci.errors import NotFound, PyociError, WrongState
 from pyoci.host import lacks_home, probe, probe_limits
 from pyoci.kernel.syscalls import numbers
-from pyoci.launch import Died, Failure, Session, perform_write, template
+from pyoci.launch import Failure, Session, perform_write, template
 from pyoci.options import absolute, read_document
 from pyoci.plan.join import Target, descriptors, may_trace, plan_exec, plan_hook
 from pyoci.program import assemble
 from pyoci.spec.load import load, load_process
 from pyoci.spec.types import keeps_groups
-from pyoci.state import Store, alive, open_init, status
+from pyoci.state import Store, open_init, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -295,10 +295,10 @@ def _enter(  # noqa: PLR0913 - what exec has found out
             session.abandon()
             if isinstance(error, Failure) and paths is None and error.errno in ELSEWHERE and _for_cgroup(error.op):
                 raise Elsewhere(str(error)) from None
-            if _container_ended(error, state):
-                raise WrongState("cannot exec in a stopped container") from None
-            from pyoci.container.failure import explained
+            from pyoci.container.failure import container_ended, explained
 
+            if container_ended(error, state):
+                raise WrongState("cannot exec in a stopped container") from None
             raise explained(error, state.cgroup_paths, root=f"/proc/{state.pid}/root") from None
         return session
 
@@ -318,20 +318,6 @@ def _enter(  # noqa: PLR0913 - what exec has found out
 
     child = posix.pidfd_open(session.pid)
     return attend(session.pid, child, session.descriptor if session.descriptor >= 0 else None)
-
-
-def _container_ended(error: BaseException, state: State) -> bool:
-    """Whether the container's end, and nothing of the process's own, is why it failed."""
-    if not isinstance(error, (Failure, Died)) or alive(state):
-        return False
-    if isinstance(error, Failure):
-        return True
-    from pyoci.cgroup.live import oom_kills
-
-    try:
-        return not oom_kills(state.cgroup_paths)
-    except OSError:
-        return True
 
 
 def _warn_capabilities(options: ExecOptions, process: Process, host: Host, state: State) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pyoci.launch import Failure
+    from pyoci.state import State
 
 ARGS = "/process/args"
 LEVELS = ("e ", "w ", "i ")  # what the kernel puts before each message of a file system context
@@ -30,6 +31,27 @@ def explained(
     if isinstance(error, Died) and cgroup_paths is not None:
         return died(str(error), cgroup_paths)
     return error
+
+
+def container_ended(error: BaseException, state: State) -> bool:
+    """Whether a session in the container of `state` failed because that has ended, and for no reason of its own.
+
+    A process that has begun to end has no namespaces any more that could be joined, and takes all of its pid namespace
+    along; for the others' end it may have to wait.
+    """
+    from pyoci.launch import Died, Failure
+    from pyoci.state import alive, ends
+
+    if not isinstance(error, (Failure, Died)) or (alive(state) and not ends(state.pid)):
+        return False
+    if isinstance(error, Failure):
+        return True
+    from pyoci.cgroup.live import oom_kills
+
+    try:
+        return not oom_kills(state.cgroup_paths)
+    except OSError:
+        return True
 
 
 def explain(failure: Failure, cgroup: str = "", root: str = "") -> PyociError:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pyoci.host import Host
+    from pyoci.mountinfo import Row
     from pyoci.plan.ops import Op
     from pyoci.spec.types import Spec
     from pyoci.state import State
@@ -62,6 +63,21 @@ class Container:
         """Let others work on it."""
         posix.close(self.pidfd)
         self.store.close()
+
+    def explained(self, error: BaseException) -> BaseException:
+        """What is to be said of a session that has failed."""
+        from pyoci.container.failure import container_ended, explained
+
+        if container_ended(error, self.state):
+            return WrongState(f"container {self.state.id!r}: container not running")
+        return explained(error, self.state.cgroup_paths)
+
+    def mounted(self) -> dict[int, Row]:
+        """The mounts that it has, by number."""
+        try:
+            return rows(self.state.pid)
+        except OSError:
+            raise WrongState(f"container {self.state.id!r}: container not running") from None
 
     def keep(self) -> None:
         """Write down what was added."""
@@ -155,9 +171,7 @@ class _Adding:
             self.session.abandon()
         except BaseException as error:
             self._undo()
-            from pyoci.container.failure import explained
-
-            raise explained(error, container.state.cgroup_paths) from None
+            raise container.explained(error) from None
         finally:
             for name, fd in self.given.items():
                 if name != "container":
@@ -218,7 +232,7 @@ def remove(root: str, container_id: str, data: bytes, source: str) -> None:
     container = Container(root, container_id)
     try:
         found = _chosen(container, wanted, source)
-        mounted = rows(container.state.pid)
+        mounted = container.mounted()
         gone = [number for _, _, number in found if number not in mounted]
         _forget(container, gone)
         there = [(index, mounted[number].place, number) for index, _, number in found if number in mounted]
@@ -238,9 +252,7 @@ def remove(root: str, container_id: str, data: bytes, source: str) -> None:
             session.spawn(container.host.kernel, plan.fds, {"container": container.pidfd})
             session.play()
         except (Failure, Died) as error:
-            from pyoci.container.failure import explained
-
-            raise explained(error, container.state.cgroup_paths) from None
+            raise container.explained(error) from None
         finally:
             session.abandon()
     finally:
