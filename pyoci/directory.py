@@ -150,7 +150,7 @@ class Directory:
             time.sleep(pause)
             pause = min(pause * 2, 0.05)
         # The lock may be that of a directory which its last holder removed, with or without a new one in its place.
-        if not self._at_path():
+        if not self.at_path():
             raise NotFound(self.id)
 
     def _try_lock(self) -> bool:
@@ -183,7 +183,8 @@ class Directory:
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         return False
 
-    def _at_path(self) -> bool:
+    def at_path(self) -> bool:
+        """Whether the directory is (still) the one at its path."""
         mine = posix.fstat(self.fd)
         try:
             there = posix.stat(self.id, dir_fd=self.root_fd, follow_symlinks=False)
@@ -248,7 +249,7 @@ class Directory:
                 pass
             except IsADirectoryError:
                 _remove_directory(name, self.fd)
-        if self._at_path():
+        if self.at_path():
             posix.rmdir(self.id, dir_fd=self.root_fd)
 
 

@@ -320,6 +320,24 @@ def test_list_goes_on_when_something_is_broken(root: Root) -> None:
         assert words in err
 
 
+@pytest.mark.parametrize("then", ["locked", "written", "deleted"])
+def test_list_beside_a_create(root: Root, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    """Between mkdir and flock nothing says that somebody is at work."""
+    store = Store.create(root.path, "new")
+
+    def meanwhile(seconds: float) -> None:
+        if then == "locked":
+            store.lock()
+        elif then == "written":
+            store.write("creating.json", b"{}")
+        else:
+            os.rmdir(store.path)
+
+    monkeypatch.setattr("pyoci.commands.list.sleep", meanwhile)
+    assert root("list", "-q") == (0, "", "")
+    store.close()
+
+
 def test_list_of_nothing(root: Root, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Capture) -> None:
     status, _, err = root("list")
     assert status == 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from time import sleep
+
 from pyoci import log
 from pyoci.errors import NotFound, PyociError, UsageError
 from pyoci.jsontext import dumps
-from pyoci.state import Store, document, ids, status
+from pyoci.state import DRAFT, FILE, Store, document, ids, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
     from pyoci.cli import Globals, Parsed
 
+LOOKS, PAUSE = 5, 0.01  # seconds between two
 COLUMNS = ("id", "pid", "status", "bundle", "created", "owner")
 
 
@@ -49,7 +52,7 @@ def _entry(root: str, name: str) -> dict[str, Any] | None:
             try:
                 state = store.load()
             except NotFound:
-                if not store.busy():
+                if _cut_off(store):
                     log.warning(f"container {name!r}: its creation was cut off; `pyoci delete {name}` cleans up")
                 return None
             return document(state, status(store, state))
@@ -58,6 +61,15 @@ def _entry(root: str, name: str) -> dict[str, Any] | None:
     except PyociError as error:
         log.warning(str(error))
         return None
+
+
+def _cut_off(store: Store) -> bool:
+    """Whether the create that made this directory is gone.  One that has just made it is about to lock it."""
+    for _ in range(LOOKS):
+        if store.busy() or store.has(FILE) or store.has(DRAFT) or not store.at_path():
+            return False
+        sleep(PAUSE)
+    return True
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
