@@ -40,7 +40,7 @@ def remove(box: Box, *destinations: str) -> None:  # noqa: F811
 
 
 def mountinfo(box: Box) -> list[str]:  # noqa: F811
-    return Path(f"/proc/{box.pid()}/mountinfo").read_text().splitlines()
+    return Path(f"/proc/{box.pid()}/mountinfo").read_text(errors="surrogateescape").splitlines()
 
 
 def listed(box: Box) -> list[str]:  # noqa: F811
@@ -287,6 +287,19 @@ def test_links_lead_nowhere_but_into_the_root(running: Box, canary: Path, data: 
     # procfs only on real directories (CVE-2019-19921)
     (running.rootfs / "proclink").symlink_to("/tmp")
     assert "/mounts/0" in refuse(running, entry("/proclink", "proc", "proc"))
+
+
+def test_a_place_that_is_no_text(running: Box, data: Path) -> None:
+    """The image's link leads to a name that is no UTF-8, which mountinfo gives back."""
+    before = mountinfo(running)
+    odd = os.fsencode(running.rootfs) + b"/odd\xff"
+    os.mkdir(odd)
+    os.symlink(b"odd\xff", os.fsencode(running.rootfs) + b"/link")
+    add(running, entry("/link", "", str(data), "bind"))
+    assert os.listdir(f"/proc/{running.pid()}/root/link".encode()) != []
+    assert listed(running) == ["/link"]
+    remove(running, "/link")
+    assert mountinfo(running) == before
 
 
 def test_a_mask_is_not_removed_in_its_place(running: Box, data: Path) -> None:

@@ -51,7 +51,7 @@ def to_bytes(text: str) -> bytes:
 
 def relative(path: str) -> bytes:
     """A container path as openat2 wants it under a root descriptor: no leading slash, "." for the root itself."""
-    return path.strip("/").encode() or b"."
+    return to_bytes(path.strip("/")) or b"."
 
 
 def parts(path: str) -> list[str]:
