@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import Images, images, works  # noqa: F401 - a fixture
 from containers import LIMIT, Box, box, needed, until  # noqa: F401 - a fixture
 
 pytestmark = [*needed, pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="a kernel without FUSE")]
@@ -243,3 +244,32 @@ def test_events_show_the_group(rdt: Rdt) -> None:
     assert shown["l3_cache_schema_root"] == "L3:0=7ff;1=7ff"
     assert shown["l3_cache_schema"].replace("00f", "f").replace("0ff", "ff") == "L3:0=f;1=ff"
     assert shown["mem_bw_info"] == {"bandwidth_gran": 10}
+
+
+@works
+def test_restored_into_its_groups(rdt: Rdt, images: Images) -> None:  # noqa: F811
+    """They are made with their schemata before CRIU is, as they are for create, and end with the container."""
+    rdt.asked(enableMonitoring=True, schemata=["L3:0=f"])
+    rdt.box.start()
+    id = rdt.box.id
+    images.checkpoint()
+    assert rdt.groups() == {""}
+    images.restore()
+    assert rdt.groups() == {"", id, f"{id}/{id}"}
+    assert rdt.sh(f"cat {id}/schemata").startswith("    L3:0=f;")
+    # the file system of these tests does not know of forks: it is CRIU that was put there, and all that it makes is
+    # born there (Documentation/filesystems/resctrl.rst)
+    (criu,) = rdt.sh(f"cat {id}/tasks").split()
+    assert rdt.sh(f"cat {id}/mon_groups/{id}/tasks").split() == [criu]
+    rdt.box.ok("delete", "--force", id)
+    assert rdt.groups() == {""}
+
+
+@works
+def test_a_restore_that_fails_removes_them(rdt: Rdt, images: Images) -> None:  # noqa: F811
+    rdt.asked()
+    rdt.box.start()
+    images.checkpoint()
+    (images.images / "pstree.img").write_bytes(b"")
+    assert "criu restore failed: " in images.refused()
+    assert rdt.groups() == {""}

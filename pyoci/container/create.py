@@ -273,13 +273,6 @@ class Creation:
             from pyoci.pidfd import Receiver
 
             self.performer.receiver = Receiver(options.pidfd_socket)
-        asked = blueprint.spec.linux.intel_rdt
-        if asked is not None:
-            from pyoci.plan.intel_rdt import Groups
-            from pyoci.resctrl import intended
-
-            groups = Groups(asked, blueprint.host.resctrl, self.state.id)
-            self.state.resctrl = intended(groups.control, groups.monitor, groups.own)
         self.announce()
         if log.debugging:
             cgroups = ",".join(dict.fromkeys(self.state.cgroup_paths.values()))
@@ -342,9 +335,16 @@ class Creation:
         return session
 
     def announce(self) -> None:
-        """Save the state with the cgroups that are about to be made: killed at any moment from here on, they must be
-        known."""
+        """Save the state with the cgroups and groups of resctrl that are about to be made: killed at any moment from
+        here on, they must be known."""
         state = self.state
+        asked = self.blueprint.spec.linux.intel_rdt
+        if asked is not None:
+            from pyoci.plan.intel_rdt import Groups
+            from pyoci.resctrl import intended
+
+            groups = Groups(asked, self.blueprint.host.resctrl, state.id)
+            state.resctrl = intended(groups.control, groups.monitor, groups.own)
         state.cgroup_created = missing(state.cgroup_paths)
         if state.unit:
             # the slices above are systemd's

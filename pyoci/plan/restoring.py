@@ -1,8 +1,8 @@
 """The plan of `restore`: how CRIU is started, which then makes the container's processes of its images.
 
-CRIU runs in the container's cgroups, so that what it makes is there from its first moment, and in a mount namespace of
-its own, where the container's root is mounted at a place that it can begin from.  Nothing of that is left when it ends,
-however it ends.
+CRIU runs in the container's cgroups and groups of resctrl, so that what it makes is there from its first moment, and in
+a mount namespace of its own, where the container's root is mounted at a place that it can begin from.  Nothing of that
+is left when it ends, however it ends.
 """
 
 from __future__ import annotations
@@ -54,6 +54,13 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     `folder` is empty and ours, `given` names those of `FDS` that CRIU gets."""
     last = max(FDS.values())
     ops: list[Op] = list(cgroups.create)
+    rdt: list[Op] = []
+    if spec.linux.intel_rdt is not None:
+        from pyoci.plan import intel_rdt
+
+        resctrl = intel_rdt.groups(spec.linux.intel_rdt, host, options.id)
+        ops += intel_rdt.make(spec.linux.intel_rdt, resctrl)
+        rdt = intel_rdt.enter(resctrl)
     ops.append(Op("close_range", (last + 1, k.UINT_MAX, 0), RESTORE))
     ops += [
         Op("close_range", (number, number, 0), RESTORE)
@@ -68,6 +75,7 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
         arguments.fields["flags"] = k.CLONE_PARENT | k.CLONE_NEWNS | k.CLONE_INTO_CGROUP
         arguments.fields["cgroup"] = Ref("cgroup")
     ops.append(Op("clone3", (arguments, 88), RESTORE))
+    ops += rdt
     # whatever CRIU does shall end with us, who undo it
     ops.append(Op("prctl", (k.PR_SET_PDEATHSIG, KILL, 0, 0, 0), RESTORE))
     ops += cgroups.enter
