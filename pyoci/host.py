@@ -9,13 +9,14 @@ from __future__ import annotations
 import posix
 
 from pyoci.cgroup.detect import bases, detect
-from pyoci.kernel.flags import RLIMITS, S_IFDIR, S_IFIFO, S_IFMT, S_IFSOCK
+from pyoci.kernel.flags import RLIMITS, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFSOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyoci.spec.types import Mount, Process, Spec
 
 
+NULL = 1 << 8 | 3  # dev_t of /dev/null, as null(4) has it
 OLDEST_LAST_CAP = 40  # CAP_CHECKPOINT_RESTORE, since Linux 5.9
 
 
@@ -39,7 +40,8 @@ class Host:
     made_at                 destination with a link of the image to what is not there -> what it means, without links
     home                    HOME of a process that has none in its environment, "" for one that has
     copied                  destination of a tmpfs with tmpcopyup -> what the image has there (`pyoci.tree`)
-    stdio_pipes             those of our descriptors 0, 1, 2 that are pipes or sockets
+    stdio_nulls             those of our descriptors 0, 1, 2 that are /dev/null
+    stdio_pipes             those that are pipes or sockets
     systemd                 which systemd makes cgroups: "system", "user", or "" while nobody asked for one
     limits                  type of a limit -> ours, "soft hard", where a user namespace keeps one from being raised
     resctrl                 where resctrl is mounted, "" if it is not, or if no configuration asks for it
@@ -70,6 +72,7 @@ class Host:
         "resctrl",
         "security_modules",
         "source_types",
+        "stdio_nulls",
         "stdio_pipes",
         "systemd",
         "systemd_cgroup",
@@ -96,6 +99,7 @@ class Host:
         self.made_at: dict[str, str] = {}
         self.copied: dict[str, list[list[object]]] = {}
         self.home = ""
+        self.stdio_nulls: tuple[int, ...] = ()
         self.stdio_pipes: tuple[int, ...] = ()
         self.limits: dict[str, str] = {}
         self.resctrl = ""
@@ -133,7 +137,7 @@ def _alike(name: str, given: object, default: object) -> bool:
     if isinstance(given, dict):
         return all(type(item) is (list if name == "copied" else str) for item in given.values())
     if isinstance(given, tuple):
-        kind = int if name in ("kernel", "stdio_pipes") else str
+        kind = int if name in ("kernel", "stdio_nulls", "stdio_pipes") else str
         return all(type(item) is kind for item in given) and (name != "kernel" or len(given) == 2)
     return not isinstance(given, int) or 0 <= given < 1 << 64
 
@@ -169,14 +173,19 @@ def probe() -> Host:
     host.cgroup_controllers = tuple(controllers)
     if host.euid != 0 or not host.initial_user_namespace:
         host.cgroup_bases = bases(host.cgroup_mounts, host.cgroup_self)
+    nulls: list[int] = []
     pipes: list[int] = []
     for number in range(3):
         try:
-            kind = posix.fstat(number).st_mode & S_IFMT
+            found = posix.fstat(number)
         except OSError:
             continue
+        kind = found.st_mode & S_IFMT
         if kind in (S_IFIFO, S_IFSOCK):
             pipes.append(number)
+        elif kind == S_IFCHR and found.st_rdev == NULL:
+            nulls.append(number)
+    host.stdio_nulls = tuple(nulls)
     host.stdio_pipes = tuple(pipes)
     return host
 

@@ -324,6 +324,7 @@ def hosts(draw: st.DrawFn) -> Host:
     host.made_at = draw(st.sampled_from(({}, {"/a": "/made/here"})))
     host.tmpfs_modes = draw(st.sampled_from(({}, {"/a": "710"})))
     host.home = draw(st.sampled_from(("", "/", "/home/me")))
+    host.stdio_nulls = draw(st.sampled_from(((), (0,), (1, 2))))
     host.stdio_pipes = draw(st.sampled_from(((), (1,), (0, 1, 2))))
     kinds = st.sampled_from(("dir", "file", "none"))
     host.source_types = {path: draw(kinds) for path in ("/src", "/src/file", f"{BUNDLE}/relative", "/dev/null")}

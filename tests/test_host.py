@@ -14,7 +14,7 @@ def test_every_attribute_comes_back() -> None:
     machine = probe()
     assert Host.from_json(json.loads(json.dumps(machine.to_json()))).to_json() == machine.to_json()
     machine.security_modules, machine.direct_sources = ("apparmor",), ("/a",)
-    machine.cgroup_controllers, machine.stdio_pipes = ("cpu",), (1, 2)
+    machine.cgroup_controllers, machine.stdio_nulls, machine.stdio_pipes = ("cpu",), (0,), (1, 2)
     machine.copied = {"/etc": [["x", 0o644]]}
     assert Host.from_json(json.loads(json.dumps(machine.to_json()))).to_json() == machine.to_json()
 

@@ -276,11 +276,19 @@ def test_no_programs_in_memory(box: Box) -> None:  # noqa: F811
 
 
 def test_no_null_device(box: Box) -> None:  # noqa: F811
-    """It hides masked files, so it must be that device: a file in its place would be the container's to write to."""
+    """It hides masked files where /dev is the caller's, so it must be that device: a file in its place would be the
+    container's to write to.  Elsewhere the container has its own."""
     before = "exec 3</dev/null; mount -t tmpfs -o mode=755 tmpfs /dev; exec 0<&3 3<&-"
+    own = box.config["mounts"]
+    assert works(box, f"{before}; echo secret >/dev/null", "stat -c %t:%T /proc/timer_list") == "1:3\n"
+    devices = box.folder / "devices"
+    devices.mkdir()
+    box.config["mounts"] = [mount for mount in own if not mount["destination"].startswith("/dev")]
+    box.mount("/dev", "bind", str(devices), "bind")
     assert "/linux/maskedPaths" in (error := refused(box, before)) and "mknod -m 666 /dev/null c 1 3" in error
     assert "/linux/maskedPaths" in refused(box, f"{before}; echo secret >/dev/null")
     del box.linux["maskedPaths"]
+    box.config["mounts"] = own
     assert works(box, before, "echo x >/dev/null; stat -c %t:%T /dev/null") == "1:3\n"
 
 

@@ -273,7 +273,7 @@ def machine(document: dict[str, Any], bundle: Path) -> tuple[Spec, Host]:
     spec = load(data)
     host = probe()
     probe_sources(host, spec, str(bundle))
-    host.stdio_pipes = ()
+    host.stdio_nulls, host.stdio_pipes = (0, 1), ()
     return spec, host
 
 

@@ -10,6 +10,7 @@ import posix
 from stat import S_IFDIR, S_ISCHR, S_ISDIR
 
 from pyoci.mountinfo import mount_of, rows
+from pyoci.plan.devices import binds_dev
 from pyoci.plan.external import External, clean, device_paths
 from pyoci.tree import find
 
@@ -35,6 +36,7 @@ def of_container(pid: int, spec: Spec) -> list[tuple[str, str]]:
     root = f"/proc/{pid}/root"
     binds = {clean(mount.destination) for mount in spec.mounts if is_bind(mount)}
     others = [clean(path) for path in (*spec.linux.masked_paths, *device_paths(spec))]
+    own = -1 if binds_dev(spec) else _file_system(root)
     for name in (*sorted(binds), *others):
         # through links of the image's, as the mount was made
         handle = find(root, name)
@@ -42,11 +44,13 @@ def of_container(pid: int, spec: Spec) -> list[tuple[str, str]]:
             continue
         try:
             row = there.get(mount_of(handle))
-            mode = posix.fstat(handle).st_mode
+            status = posix.fstat(handle)
         finally:
             posix.close(handle)
-        if row is None or row.place == "/" or row.id in found:
+        # what hides a file is the container's own /dev/null, where /dev is its own
+        if row is None or row.place == "/" or row.id in found or (name not in binds and status.st_dev == own):
             continue
+        mode = status.st_mode
         # an empty file system over a masked directory is the container's own; so is a device that nothing is mounted on
         if name in binds or (S_ISCHR(mode) and row.place.rpartition("/")[2] == name.rpartition("/")[2]):
             found[row.id] = name
@@ -62,6 +66,17 @@ def of_container(pid: int, spec: Spec) -> list[tuple[str, str]]:
             if above is not None and above.id in found and _below(row.place, above.place):
                 found[row.id] = found[above.id] + row.place[len(above.place.rstrip("/")) :]
     return [(there[id_].place, name) for id_, name in found.items()]
+
+
+def _file_system(root: str) -> int:
+    """st_dev of what a container's /dev is on."""
+    handle = find(root, "/dev")
+    if handle < 0:
+        return -1
+    try:
+        return posix.fstat(handle).st_dev
+    finally:
+        posix.close(handle)
 
 
 def _below(place: str, above: str) -> bool:

@@ -16,7 +16,7 @@ from errno import EACCES, EINVAL
 from pyoci.jsontext import escape
 from pyoci.kernel import flags as k
 from pyoci.kernel.seccomp import filter_flags, notifies
-from pyoci.plan import devices, mounts
+from pyoci.plan import devices, entry, mounts
 from pyoci.plan import namespaces as ns
 from pyoci.plan.cgroups import plan_cgroups
 from pyoci.plan.entry import LIFECYCLE, NAME, default_signals, every_processor, granted_capabilities, own_keyring, shed
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 # the launcher's own descriptors, behind the standard streams and those that the caller hands through
 CONTROL, LISTEN, CONSOLE = 0, 1, 2
-SYS_ADMIN = 1 << 21
 MKNOD = 1 << 27
 
 
@@ -124,7 +123,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     rootless = unprivileged if options.rootless is None else options.rootless
     cgroups = plan_cgroups(spec, host, options.id, rootless, options.cgroup_manager)
     process = spec.process
-    privileged = bool(host.capabilities & SYS_ADMIN)
+    privileged = bool(host.capabilities & entry.SYS_ADMIN)
     by_bind = names.has("user") or not host.initial_user_namespace or not host.capabilities & MKNOD
 
     at_turn = _opens_at_turn(spec, names, privileged, options)
@@ -177,6 +176,7 @@ def plan_container(spec: Spec, host: Host, options: PlanOptions) -> ContainerPla
     hidden = privileged or "user" not in names.new
     if hidden:
         ops.append(Op("prctl", (k.PR_SET_DUMPABLE, 0, 0, 0, 0), LIFECYCLE))
+    ops += entry.own_null(host, process)
     ops += cgroups.before_clone
     ops += ns.open_joined(names)
     if privileged:
@@ -365,8 +365,8 @@ def _seal_root(spec: Spec, late: list[Op], mounted: bool, no_pivot: bool) -> lis
         ops += make_directories(spec.process.cwd, "/process/cwd", "cwd")
     ops += mounts.readonly(linux.readonly_paths)
     if linux.masked_paths:
-        ops += devices.null_source()
-        ops += mounts.masked(linux.masked_paths)
+        own = not devices.binds_dev(spec)
+        ops += [*devices.null_source(own), *mounts.masked(linux.masked_paths, own)]
     ops += late
     if spec.root is not None and spec.root.readonly and mounted:
         ops.append(mounts.setattr_op("rootfs", k.AT_EMPTY_PATH, "/root/readonly", k.MOUNT_ATTR_RDONLY))

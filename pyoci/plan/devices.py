@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import EEXIST, EROFS
 
 from pyoci.kernel import flags as k
+from pyoci.plan.entry import read_only
 from pyoci.plan.mounts import move_op
 from pyoci.plan.ops import Address, Blob, Buffer, Op, Ref, Struct
 from pyoci.plan.paths import EXACT, HANDLE, SCOPED, close, make_directories, openat2
@@ -67,13 +68,18 @@ class DevicePlan:
         self.ops: list[Op] = []
 
 
-def plan_devices(spec: Spec, by_bind: bool) -> DevicePlan:
-    """The default devices, /linux/devices, and /dev's links; `by_bind` where mknod is not allowed (user namespaces)."""
-    plan = DevicePlan()
-    bound_dev = any(
+def binds_dev(spec: Spec) -> bool:
+    """Whether /dev is the caller's, or of an image's choice, and not ours to add to."""
+    return any(
         mount.destination.rstrip("/") == "/dev" and ("bind" in mount.options or "rbind" in mount.options)
         for mount in spec.mounts
     )
+
+
+def plan_devices(spec: Spec, by_bind: bool) -> DevicePlan:
+    """The default devices, /linux/devices, and /dev's links; `by_bind` where mknod is not allowed (user namespaces)."""
+    plan = DevicePlan()
+    bound_dev = binds_dev(spec)
     configured = {device.path.rstrip("/") for device in spec.linux.devices}
     # A bound /dev is the caller's: it is not ours to add to.
     if not bound_dev:
@@ -182,6 +188,7 @@ def _add(plan: DevicePlan, node: _Node, origin: str, by_bind: bool) -> None:
         )
         ops.append(Op("mknodat", (Ref(node.parent), node.name, k.S_IFREG | 0o644, 0), origin, tolerate=(EEXIST,)))
         ops += expect_device(source, node.format, node.major, node.minor, origin)
+        ops.append(read_only(source, origin))
         ops.append(openat2(node.parent, node.name, HANDLE | k.O_NOFOLLOW, EXACT, origin, "target"))
         ops.append(move_op(source, "target", origin))
         ops.append(close("target", origin))
@@ -215,11 +222,16 @@ LINKED = [
 PTMX = _ptmx()
 
 
-def null_source() -> list[Op]:
-    """`@null`: the host's /dev/null, known by its number and not by its name (CVE-2025-31133)."""
+def null_source(own: bool) -> list[Op]:
+    """`@null`: /dev/null, known by its number and not by its name (CVE-2025-31133).
+
+    It is the container's (`own`) where that surely has one: who is root in the container can give what is seen in the
+    place of a masked file another mode and owner.
+    """
     origin = "/linux/maskedPaths"
+    host = Op("openat", (k.AT_FDCWD, b"/dev/null", HANDLE | k.O_NOFOLLOW), origin, "null")
     return [
-        Op("openat", (k.AT_FDCWD, b"/dev/null", HANDLE | k.O_NOFOLLOW), origin, "null"),
+        openat2("rootfs", b"dev/null", HANDLE | k.O_NOFOLLOW, SCOPED, origin, "null") if own else host,
         *expect_device("null", k.S_IFCHR, 1, 3, origin),
     ]
 

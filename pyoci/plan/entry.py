@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, ENOSYS, EPERM
+from errno import EACCES, EINVAL, ENOENT, ENOSYS, EPERM, EROFS
 
 from pyoci.kernel import flags as k
-from pyoci.plan.ops import Blob, Op, Struct
+from pyoci.plan.ops import Blob, Op, Ref, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ NAME = b"pyoci:init"
 RAISING = "raising a hard limit needs CAP_SYS_RESOURCE on the host"
 # how many descriptors the launcher may add behind the standard streams and those that the caller hands through
 DESCRIPTORS = 3
+SYS_ADMIN = 1 << 21
 
 
 def shed(preserve_fds: int, origin: str = LIFECYCLE, more: int = 0) -> list[Op]:
@@ -27,6 +28,38 @@ def shed(preserve_fds: int, origin: str = LIFECYCLE, more: int = 0) -> list[Op]:
         Op("close_range", (first + DESCRIPTORS + more, k.UINT_MAX, 0), origin),
         Op("close_range", (first, k.UINT_MAX, k.CLOSE_RANGE_CLOEXEC), origin),
     ]
+
+
+def own_null(host: Host, process: Process | None, origin: str = LIFECYCLE) -> list[Op]:
+    """The caller's /dev/null on a standard stream is the host's, and who is root in the container could give that
+    another mode or owner by the descriptor (fchmod(2)): it is opened again on a read-only mount that nobody sees.
+
+    Without root's rights it is not the container's to change, nor where it is mounted by itself (in a container whose
+    devices are another's).
+    """
+    streams = host.stdio_nulls
+    if process is None or process.terminal or not streams or host.euid != 0 or not host.capabilities & SYS_ADMIN:
+        return []
+    again = [*(Op("dup3", (Ref("stream"), number, 0), origin) for number in streams), _close("stream", origin)]
+    null = Ref("devices"), b"null", k.O_RDWR | k.O_CLOEXEC
+    found = [
+        read_only("devices", origin),
+        Op("openat", null, origin, "stream", tolerate=(ENOENT, EROFS, EACCES), then=again),
+        _close("devices", origin),
+    ]
+    flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
+    return [Op("open_tree", (k.AT_FDCWD, b"/dev", flags), origin, "devices", tolerate=(ENOENT,), then=found)]
+
+
+def _close(name: str, origin: str) -> Op:
+    return Op("close", (Ref(name),), origin)
+
+
+def read_only(tree: str, origin: str) -> Op:
+    """For the mount of a device of the host's: it can be used as before, and its mode, owner and times not be changed
+    (mount(2), MS_RDONLY)."""
+    attr = Struct("mount_attr", attr_set=k.MOUNT_ATTR_RDONLY, attr_clr=0, propagation=0)
+    return Op("mount_setattr", (Ref(tree), b"", k.AT_EMPTY_PATH, attr, 32), origin)
 
 
 def default_signals(origin: str = LIFECYCLE) -> list[Op]:

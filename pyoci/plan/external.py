@@ -28,6 +28,8 @@ SHOWN, ROOT = "/tmp", "root"
 # and a directory where it finds cgroup2 (pyoci.criu.yard)
 YARD = "cgroups"
 CLONE = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
+# of the host's devices: nobody in the container may give them another mode or owner
+DEVICE = (k.MOUNT_ATTR_RDONLY, 0, k.MS_SLAVE)
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -85,9 +87,11 @@ def external(spec: Spec, host: Host, bundle: str, cgroup_paths: dict[str, str]) 
 
     for path in spec.linux.masked_paths:
         add(clean(path), NULL, "null", "file", "/linux/maskedPaths")
+        found[clean(path)].attributes = DEVICE
     if any(entry.type == "user" for entry in spec.linux.namespaces):
         for number, path in enumerate(device_paths(spec)):
             add(clean(path), clean(path), f"device{number}", "file", "/linux/devices")
+            found[clean(path)].attributes = DEVICE
     directories: dict[str, list[str]] = {}
     for controller, path in cgroup_paths.items():
         directories.setdefault(path, []).append(controller.removeprefix("name=") or "unified")

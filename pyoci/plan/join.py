@@ -16,6 +16,7 @@ from pyoci.plan.entry import (
     every_processor,
     granted_capabilities,
     own_keyring,
+    own_null,
     raised_limits,
     shed,
 )
@@ -172,7 +173,7 @@ def plan_exec(  # noqa: PLR0913 - the inputs are these
             will have, so all else is done by its parent, which is not in their pid namespace.  A filter that takes
             CAP_SYS_ADMIN to load is loaded by that one, too.
     """
-    ops = _begin(preserve_fds, EXEC)
+    ops = [*_begin(preserve_fds, EXEC), *own_null(host, process, EXEC)]
     if process.apparmor_profile or process.selinux_label:
         from pyoci.plan.labels import labels
 

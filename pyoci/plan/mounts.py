@@ -9,6 +9,7 @@ from __future__ import annotations
 from errno import EINVAL, ENOENT
 
 from pyoci.kernel import flags as k
+from pyoci.plan.entry import read_only
 from pyoci.plan.ops import Op, Ref, Struct
 from pyoci.plan.options import MountOptions
 from pyoci.plan.paths import EXACT, HANDLE, SCOPED, close, openat2, place, relative, to_bytes
@@ -365,21 +366,25 @@ def nothing(origin: str) -> list[Op]:
     ]
 
 
-def masked(paths: tuple[str, ...]) -> list[Op]:
+def masked(paths: tuple[str, ...], own: bool) -> list[Op]:
     """Hide each path: a file behind /dev/null, a directory behind an empty read-only tmpfs
     (config-linux.md#masked-paths).
 
-    `@null` is a handle of the host's /dev/null, checked to be that device.
+    `@null` is a handle of a /dev/null, checked to be that device: the container's `own`, or the host's, whose mode and
+    owner are not the container's to change.
     """
     ops: list[Op] = []
+    seen: set[str] = set()
     for index, path in enumerate(paths):
-        if path in paths[:index]:
+        if path in seen:
             continue
+        seen.add(path)
         origin = f"/linux/maskedPaths/{index}"
         directory = [*nothing(origin), move_op("tree", "target", origin)]
         flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH
         hide = [
             Op("open_tree", (Ref("null"), b"", flags), origin, "tree"),
+            *([] if own else [read_only("tree", origin)]),
             # EINVAL: a file cannot be mounted on a directory
             Op(
                 "move_mount",

@@ -1,0 +1,76 @@
+"""Hostile bundles: what a tenant can put into a root or a configuration, and a process into its cgroups, by the classes
+of attack that tests of single features do not have.  The host's side is looked at: what it has is the same afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from containers import LIMIT, Box, box, needed  # noqa: F401 - a fixture
+
+pytestmark = [*needed, pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")]
+NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+
+
+def nodes(folder: Path) -> Path:
+    """A /dev of its own."""
+    folder.mkdir()
+    for name, (major, minor) in NODES.items():
+        os.mknod(folder / name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        (folder / name).chmod(0o666)
+    (folder / "pts").mkdir()
+    (folder / "shm").mkdir()
+    return folder
+
+
+def told(box: Box, before: str, *words: str) -> subprocess.CompletedProcess[str]:  # noqa: F811
+    """A command of pyoci's in a mount namespace where `before` was run."""
+    unshared = ["unshare", "-m", "--propagation", "private", "sh", "-ec", f'{before}; exec "$@"', "sh"]
+    return subprocess.run(
+        [*unshared, *box.command(*words)], capture_output=True, text=True, timeout=LIMIT, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+# -- the host's devices
+
+CHANGE = "for f in /proc/uptime /dev/zero /proc/self/fd/0; do chmod 600 $f; chown 7 $f; touch -c -d 1999-01-01 $f; done"
+
+
+@pytest.mark.parametrize("kind", ["own", "bound", "mapped"])
+def test_mode_and_owner_of_the_host_s_devices(box: Box, kind: str) -> None:  # noqa: F811
+    """Root of the container is the owner of the host's /dev/null, by its number: neither what hides a file, nor a bound
+    device, nor a standard stream is a way to change that one's mode, owner or times."""
+    devices = nodes(box.folder / "devices")
+    (box.rootfs / "bin/chown").symlink_to("busybox")
+    box.capabilities("CAP_CHOWN", "CAP_FOWNER")
+    box.linux["maskedPaths"] = ["/proc/uptime"]
+    if kind == "bound":
+        box.config["mounts"] = [mount for mount in box.config["mounts"] if not mount["destination"].startswith("/dev")]
+        box.mount("/dev", "bind", str(nodes(box.folder / "theirs")), "bind")
+    elif kind == "mapped":
+        box.namespace("user")
+        for ids in ("uid", "gid"):
+            box.linux[f"{ids}Mappings"] = [{"containerID": 0, "hostID": 0, "size": 65536}]
+    # the streams are of this /dev, and not of the machine's
+    before = f"mount --bind {devices} /dev; exec </dev/null"
+
+    def seen() -> list[tuple[int, ...]]:
+        found = [(devices / name).stat() for name in NODES]
+        return [(each.st_mode, each.st_uid, each.st_gid, each.st_mtime_ns) for each in found]
+
+    earlier = seen()
+    use = "echo x >/proc/uptime; cat /proc/self/fd/0; stat -c %t:%T /proc/uptime"
+    box.process["args"] = ["sh", "-c", f"{CHANGE} 2>/dev/null; {use}"]
+    box.write()
+    done = told(box, before, "run", "--bundle", str(box.bundle), box.id)
+    assert (done.stdout, seen()) == ("1:3\n", earlier), done
+    box.id = box.new_id()
+    box.start("sleep 100")
+    done = told(box, before, "exec", box.id, "sh", "-c", f"{CHANGE} 2>/dev/null; cat; echo end")
+    assert (done.stdout, seen()) == ("end\n", earlier), done
