@@ -5,13 +5,16 @@ of attack that tests of single features do not have.  The host's side is looked 
 from __future__ import annotations
 
 import os
+import pty
 import shutil
+import socket
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from containers import LIMIT, Box, box, needed  # noqa: F401 - a fixture
+from containers import CGROUPS, LIMIT, Box, box, needed, processes_of, until  # noqa: F401 - a fixture
 
 pytestmark = [*needed, pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")]
 NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
@@ -74,3 +77,44 @@ def test_mode_and_owner_of_the_host_s_devices(box: Box, kind: str) -> None:  # n
     box.start("sleep 100")
     done = told(box, before, "exec", box.id, "sh", "-c", f"{CHANGE} 2>/dev/null; cat; echo end")
     assert (done.stdout, seen()) == ("end\n", earlier), done
+
+
+# -- what a configuration names on the host
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "flag", "setting", "show"),
+    [
+        ("uts", "uts", "-u", "/hostname", "hostname"),
+        ("network", "net", "-n", "/linux/sysctl/net.ipv4.ip_default_ttl", "cat /proc/sys/net/ipv4/ip_default_ttl"),
+        ("ipc", "ipc", "-i", "/linux/sysctl/kernel.shmmni", "cat /proc/sys/kernel/shmmni"),
+    ],
+)
+def test_settings_in_a_namespace_of_the_host_s(  # noqa: PLR0913
+    box: Box,  # noqa: F811
+    kind: str,
+    file: str,
+    flag: str,
+    setting: str,
+    show: str,
+) -> None:
+    """A path to the runtime's own namespace is no namespace of the container's: what is set there is the host's."""
+    box.config.pop("hostname", None)
+    box.namespace(kind, f"/proc/self/ns/{file}")
+    box.process["args"] = ["true"]
+    if kind == "uts":
+        box.config["hostname"] = "pwned"
+    else:
+        box.linux["sysctl"] = {setting.rpartition("/")[2]: "77"}
+    box.write()
+    # the host's are those of this test's own
+    script = f'{show}; "$@"; {show}'
+    words = ["unshare", "-m", flag, "sh", "-c", f"mount -t proc proc /proc; {script}", "sh"]
+    done = subprocess.run(
+        [*words, *box.command("run", "--bundle", str(box.bundle), box.id)],
+        capture_output=True, text=True, timeout=LIMIT, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    before, after = done.stdout.splitlines()
+    assert before == after
+    assert f"{setting}: would change the host: /proc/self/ns/{file} (/linux/namespaces/" in done.stderr, done
+    box.gone()

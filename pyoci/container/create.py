@@ -9,12 +9,14 @@ from pyoci import VERSION, log
 from pyoci.container.perform import Performer
 from pyoci.errors import HookError, PyociError
 from pyoci.host import probe, probe_sources, source_type
+from pyoci.jsontext import escape
 from pyoci.kernel.seccomp import notifies
 from pyoci.kernel.syscalls import numbers
 from pyoci.launch import Session, run_ops, tell, template
 from pyoci.options import absolute, read_document
 from pyoci.plan.container import ContainerPlan, PlanOptions, plan_container, root_path
 from pyoci.program import assemble, leading
+from pyoci.spec.linux_rules import sysctl_path
 from pyoci.spec.load import load
 from pyoci.state import NO_PROCESS, SOCKET, State, Store, timestamp
 
@@ -79,6 +81,7 @@ def draw(options: CreateOptions, listen: bool, console: str | None) -> Blueprint
 
         probe_kernel_views(host)
     check_mount_namespace(spec)
+    check_settings(spec)
     listen_fds, listen_names = 0, ""
     if b"LISTEN_FDS" in posix.environ:
         from pyoci.activation import received
@@ -150,14 +153,9 @@ def check_mount_namespace(spec: Spec) -> None:
     """Nothing may be mounted where it would stay after the container, or over the host's own root."""
     for index, entry in enumerate(spec.linux.namespaces):
         if entry.type == "mount":
-            if entry.path:
-                try:
-                    there, ours = posix.stat(entry.path), posix.stat("/proc/self/ns/mnt")
-                except OSError:
-                    return  # init's open says why
-                if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
-                    pointer = f"/linux/namespaces/{index}/path"
-                    raise PyociError(f"{pointer}: {entry.path} is the runtime's own mount namespace, not a container's")
+            if entry.path and _ours(entry.path, "mnt"):
+                pointer = f"/linux/namespaces/{index}/path"
+                raise PyociError(f"{pointer}: {entry.path} is the runtime's own mount namespace, not a container's")
             return
     from pyoci.plan.root_mount import mounts_in_root
 
@@ -166,6 +164,33 @@ def check_mount_namespace(spec: Spec) -> None:
             "/linux/namespaces: mounting needs a mount namespace for a container with a user namespace: "
             "its root has no rights over the runtime's mounts"
         )
+
+
+def _ours(path: str, file: str) -> bool:
+    """Whether `path` is the runtime's own namespace, that of the `file` in /proc/self/ns."""
+    try:
+        there, ours = posix.stat(path), posix.stat(f"/proc/self/ns/{file}")
+    except OSError:
+        return False  # init's open says why
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def check_settings(spec: Spec) -> None:
+    """What config.json sets in a namespace must not be set in the runtime's own, by a path to that one as little as
+    without any (spec/linux_rules.py)."""
+    joined = {entry.type: (index, entry.path) for index, entry in enumerate(spec.linux.namespaces) if entry.path}
+    if not joined:
+        return
+    settings = {"uts": [f"/{name}" for name in ("hostname", "domainname") if getattr(spec, name)]}
+    for key in spec.linux.sysctl:
+        top = (sysctl_path(key) or "").partition("/")[0]
+        kind = "network" if top == "net" else "uts" if "domainname" in key else "ipc"
+        settings.setdefault(kind, []).append(f"/linux/sysctl/{escape(key)}")
+    for kind, file in (("uts", "uts"), ("network", "net"), ("ipc", "ipc")):
+        if settings.get(kind) and kind in joined and _ours(joined[kind][1], file):
+            index, path = joined[kind]
+            where = f"{path} (/linux/namespaces/{index}/path) is the runtime's own {kind} namespace"
+            raise PyociError(f"{settings[kind][0]}: would change the host: {where}")
 
 
 def warn_capabilities(spec: Spec, host: Host) -> None:
@@ -177,7 +202,7 @@ def warn_capabilities(spec: Spec, host: Host) -> None:
     from pyoci.plan.process import ungranted, unheld
 
     user_namespace = any(entry.type == "user" for entry in spec.linux.namespaces)
-    missing = ungranted(process.capabilities, host, granted_capabilities(host, user_namespace))
+    missing = dict.fromkeys(ungranted(process.capabilities, host, granted_capabilities(host, user_namespace)))
     loose = unheld(process.capabilities)
     if missing or loose:
         left_out = "left out, because they are"
