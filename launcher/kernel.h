@@ -58,6 +58,7 @@ static inline long kernel(long number, long a, long b, long c, long d, long e, l
 #define O_RDWR 2
 #define O_CREAT 0100
 #define O_APPEND 02000
+#define O_NONBLOCK 04000
 #define SYMLINK_NOFOLLOW 0x100
 #define EMPTY_PATH 0x1000
 #define REMOVEDIR 0x200

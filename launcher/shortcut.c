@@ -338,7 +338,8 @@ const char *take_shortcut(long argc, char **argv, char **environment)
         if (starts(words.log, "file:") || starts(words.log, "syslog:") || starts(words.log, "journald:"))
             return 0;
         /* a log that cannot be written is an error even when there is nothing to write */
-        fd = kernel(OPENAT, HERE, (long)words.log, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0644, 0, 0);
+        fd = kernel(OPENAT, HERE, (long)words.log, O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC,
+                    0644, 0, 0);
         if (fd < 0)
             return 0;
         kernel(CLOSE, fd, 0, 0, 0, 0, 0);

@@ -8,6 +8,7 @@ written, because importing it costs more than a whole run: no command that succe
 from __future__ import annotations
 
 import posix
+from errno import ENXIO
 
 from pyoci.errors import PyociError
 
@@ -34,8 +35,9 @@ debugging = False
 def configure(path: str = "", form: str = "text", level: str = "warning") -> None:
     """Send records to the file `path` ("" = stderr), as `form`; `level` is the least that is written.
 
-    The file is opened now, for appending: a log that cannot be written is found before anything is done.  As crun has
-    it, `path` may be file:PATH, syslog:NAME or journald:NAME.
+    The file is opened now, for appending: a log that cannot be written is found before anything is done, and nobody
+    waits for who reads it, as somebody else may have left a fifo there.  As crun has it, `path` may be file:PATH,
+    syslog:NAME or journald:NAME.
     """
     global _descriptor, _json, _level, _system, debugging  # noqa: PLW0603
     if _descriptor >= 0:
@@ -60,11 +62,12 @@ def configure(path: str = "", form: str = "text", level: str = "warning") -> Non
 
         try:
             flags = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC
-            _descriptor = open_unplanted(path, flags, 0o644)
+            _descriptor = open_unplanted(path, flags | posix.O_NONBLOCK, 0o644)
         except OSError as error:
             from pyoci.kernel.errnos import words
 
-            raise PyociError(f"cannot open the log: open {path}: {words(error.errno or 0)}") from None
+            why = "nobody reads this fifo" if error.errno == ENXIO else words(error.errno or 0)
+            raise PyociError(f"cannot open the log: open {path}: {why}") from None
     if form not in FORMATS:
         raise PyociError(f"invalid log-format: {form} (one of {', '.join(FORMATS)})")
     if level not in LEVELS:

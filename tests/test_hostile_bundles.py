@@ -118,3 +118,32 @@ def test_settings_in_a_namespace_of_the_host_s(  # noqa: PLR0913
     assert before == after
     assert f"{setting}: would change the host: /proc/self/ns/{file} (/linux/namespaces/" in done.stderr, done
     box.gone()
+
+
+# -- a fifo where a log is to be
+
+
+@pytest.mark.parametrize("reader", ["nobody", "who does not read"])
+def test_log_that_is_a_fifo(box: Box, reader: str) -> None:  # noqa: F811
+    """Where fs.protected_fifos is off, as it is by itself, anybody can leave one in /tmp: no command waits for that."""
+    log = box.folder / "log"
+    os.mkfifo(log)
+    log.chmod(0o666)
+    held = -1
+    if reader != "nobody":
+        held = os.open(log, os.O_RDWR | os.O_NONBLOCK)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(held, bytes(4096))
+    box.write()
+    begun = time.monotonic()
+    for words in (["delete", "--force", box.id], ["state", box.id], ["start", box.id]):
+        done = box("--log", str(log), *words)
+        if reader == "nobody":
+            said = f"pyoci: cannot open the log: open {log}: nobody reads this fifo\n"
+            assert (done.returncode, done.stderr) == (1, said)
+        else:
+            assert (done.returncode == 0) == (words[0] == "delete") and "Traceback" not in done.stderr, done
+    assert time.monotonic() - begun < 10
+    if held >= 0:
+        os.close(held)
