@@ -147,3 +147,31 @@ def test_log_that_is_a_fifo(box: Box, reader: str) -> None:  # noqa: F811
     assert time.monotonic() - begun < 10
     if held >= 0:
         os.close(held)
+
+
+# -- processes that will not end
+
+
+@pytest.mark.skipif(not (CGROUPS / "freezer").is_dir(), reason="no cgroup v1 freezer here")
+@pytest.mark.parametrize("verb", [["delete", "--force"], ["kill"]])
+def test_container_that_has_frozen_itself(box: Box, verb: list[str]) -> None:  # noqa: F811
+    """In a cgroup of its own making, below the one that the runtime knows: there not even SIGKILL has an effect."""
+    box.namespace("cgroup")
+    for mount in box.config["mounts"]:
+        if mount["type"] == "cgroup":
+            mount["options"] = ["rw"]
+    enter = "cd /sys/fs/cgroup/freezer; mkdir -p a/b; echo 1 >a/b/cgroup.procs"
+    box.start(f"{enter}; echo FROZEN >a/b/freezer.state; sleep 100")
+    state = CGROUPS / "freezer" / box.id / "a/b/freezer.state"
+    until(lambda: state.exists() and state.read_text() == "FROZEN\n")
+    begun = time.monotonic()
+    try:
+        box.ok(*verb, box.id, *(["KILL"] if verb == ["kill"] else []))
+        until(lambda: not processes_of(box.id))
+        assert time.monotonic() - begun < 9
+    finally:
+        if state.exists():
+            state.write_text("THAWED")
+    if verb == ["kill"]:
+        box.ok("delete", box.id)
+    box.gone()

@@ -78,7 +78,7 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
         if set(inside).issuperset(procs(paths)):
             if was_frozen:
                 thaw(paths)
-            _thaw_inside(paths)
+            thaw_inside(paths)
             return
     try:
         if not was_frozen:
@@ -92,7 +92,7 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
         # a frozen process of v1 does not even die
         thaw(paths)
     if number == SIGKILL:
-        _thaw_inside(paths)
+        thaw_inside(paths)
 
 
 def signal_each(members: Callable[[], Iterable[int]], number: int) -> None:
@@ -119,8 +119,8 @@ def signal_each(members: Callable[[], Iterable[int]], number: int) -> None:
                 posix.close(fd)
 
 
-def _thaw_inside(paths: Mapping[str, str]) -> None:
-    """The cgroups that the container has made and frozen itself: what is in them would not die, either."""
+def thaw_inside(paths: Mapping[str, str]) -> None:
+    """The cgroups of v1 that the container has made and frozen itself: what is in them does not die, either."""
     if "freezer" in paths:
         for fd, name in _inside(paths["freezer"]):
             try:

@@ -107,5 +107,7 @@ def _finish(state: State, paused: bool) -> None:
 
     if "pid" not in state.namespaces and state.cgroup_created:
         live.signal_all(state.cgroup_paths, signals.SIGKILL)
-    elif paused:
+        return
+    if paused:
         live.thaw(state.cgroup_paths)  # v1 keeps even SIGKILL waiting
+    live.thaw_inside(state.cgroup_paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posix
 import select
+from time import monotonic
 
 from pyoci import log, signals
 from pyoci.errors import PyociError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 PATIENCE = 10.0  # seconds for a killed process to end
+LOOK = 0.1  # before it is asked what keeps it
 
 
 def dismantle(store: Store, state: State, poststop: bool = True) -> None:
@@ -101,10 +103,17 @@ def end(state: State, paused: bool) -> None:
             thaw(state.cgroup_paths)
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        if not poll.poll(PATIENCE * 1000):
-            raise PyociError(
-                f"container {state.id!r}: process {state.pid} did not end within {PATIENCE:g} s of SIGKILL; "
-                f"/proc/{state.pid}/stack shows what it waits for"
-            )
+        until = monotonic() + PATIENCE
+        while not poll.poll(LOOK * 1000):
+            if monotonic() > until:
+                raise PyociError(
+                    f"container {state.id!r}: process {state.pid} did not end within {PATIENCE:g} s of SIGKILL; "
+                    f"/proc/{state.pid}/stack shows what it waits for"
+                )
+            if state.cgroup_paths:
+                from pyoci.cgroup.live import thaw_inside
+
+                # again and again: one that is not frozen may freeze others
+                thaw_inside(state.cgroup_paths)
     finally:
         posix.close(descriptor)
