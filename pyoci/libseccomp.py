@@ -175,6 +175,7 @@ def _architectures(library: ctypes.CDLL, context: int, seccomp: Seccomp, arch: s
 
 
 def _rules(library: ctypes.CDLL, context: int, seccomp: Seccomp, default: int) -> None:
+    told: set[tuple[object, ...]] = set()
     for index, rule in enumerate(seccomp.syscalls):
         pointer = f"/linux/seccomp/syscalls/{index}"
         action = _action(rule.action, rule.errno_ret, pointer + "/action", pointer + "/errnoRet")
@@ -186,6 +187,13 @@ def _rules(library: ctypes.CDLL, context: int, seccomp: Seccomp, default: int) -
             if number == SCMP_ERROR:
                 continue  # newer, or older, than the library: profiles are written for many
             for condition in conditions:
+                # the library looks through all that it has been told: nothing is said twice, nor what cannot fit
+                rule_told = (action, number, *[(each.arg, each.op, each.datum_a, each.datum_b) for each in condition])
+                if rule_told in told:
+                    continue
+                told.add(rule_told)
+                if len(told) > BPF_MAXINSNS:
+                    raise _bad("/linux/seccomp", f"has more rules than the kernel takes instructions: {BPF_MAXINSNS}")
                 array = (_Comparison * len(condition))(*condition)
                 _check(
                     library.seccomp_rule_add_array(context, action, number, len(condition), array),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILE = "/etc/passwd"
 NOWHERE = "/"  # the home of a user that the file does not know, or knows no home of
+PATH_MAX = 4096  # limits.h
 MOST = 1 << 20  # bytes of the file that are looked at
 
 
@@ -60,7 +61,8 @@ def search(fd: int, uid: int) -> str:
                 directory = fields[5].decode()
             except UnicodeDecodeError:
                 return NOWHERE
-            return directory if directory.startswith("/") and "\0" not in directory else NOWHERE
+            fits = directory.startswith("/") and "\0" not in directory and len(fields[5]) < PATH_MAX
+            return directory if fits else NOWHERE
     return NOWHERE
 
 

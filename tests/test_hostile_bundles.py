@@ -175,3 +175,124 @@ def test_container_that_has_frozen_itself(box: Box, verb: list[str]) -> None:  #
     if verb == ["kill"]:
         box.ok("delete", box.id)
     box.gone()
+
+
+# -- more than anybody needs
+
+
+def test_more_than_anybody_needs(box: Box) -> None:  # noqa: F811
+    """Nothing takes the square of a list's length, a descriptor for each, or a level of recursion for each."""
+    call = {"index": 1, "value": 5, "op": "SCMP_CMP_EQ"}
+    box.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [
+            {"names": ["ioctl"] * 50_000, "action": "SCMP_ACT_ERRNO", "args": [call]},
+            *[{"names": ["ioctl"], "action": "SCMP_ACT_ERRNO", "args": [call]}] * 20_000,
+        ],
+    }
+    box.linux["maskedPaths"] = [f"/none{number}" for number in range(30_000)]
+    box.linux["devices"] = [
+        {"path": f"/dev/d{number}", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666} for number in range(2000)
+    ]
+    box.process["env"] = [f"PATH={':'.join(f'/none{number}' for number in range(2000))}:/bin"]
+    box.process["args"] = ["true"]
+    box.process["rlimits"] = []
+    box.write()
+    begun = time.monotonic()
+    words = ["prlimit", "--nofile=200", *box.command("run", "--bundle", str(box.bundle), box.id)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=LIMIT, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (0, "")
+    box.process["capabilities"] = {kind: [f"CAP_{n}" for n in range(30_000)] for kind in ("bounding", "permitted")}
+    box.write()
+    done = box("run", "--bundle", str(box.bundle), box.id)
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "left out" in done.stderr
+    assert time.monotonic() - begun < LIMIT
+
+
+def test_rules_of_which_no_filter_can_be_made(box: Box) -> None:  # noqa: F811
+    """The library's time grows with their square; that there are too many is known before it is asked."""
+    rules = [
+        {"names": ["ioctl"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": number, "op": "SCMP_CMP_EQ"}]}
+        for number in range(30_000)
+    ]
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}
+    begun = time.monotonic()
+    assert "/linux/seccomp: has more rules than the kernel takes instructions: 4096" in box.refused()
+    assert time.monotonic() - begun < 10
+
+
+# -- what an image has in the place of /etc/passwd
+
+
+@pytest.mark.parametrize("kind", ["sparse", "socket", "device", "long", "colons", "links", "kcore", "up"])
+def test_passwd_that_is_something_else(box: Box, kind: str) -> None:  # noqa: F811
+    """By run and by exec: HOME is "/", soon, and nothing of the host's."""
+    box.process["env"] = ["PATH=/bin"]
+    place = box.rootfs / "etc/passwd"
+    if kind == "sparse":
+        with place.open("wb") as file:
+            file.truncate(1 << 40)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(place))
+    elif kind == "device":
+        os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    elif kind == "long":
+        place.write_text(f"root:x:0:0::/{'a' * 900_000}:/bin/sh\n")
+    elif kind == "colons":
+        place.write_text(":" * (1 << 21))
+    elif kind == "links":
+        for number in range(60):
+            (box.rootfs / f"etc/{number}").symlink_to(str(number + 1))
+        place.symlink_to("0")
+    elif kind == "kcore":
+        place.symlink_to("/proc/kcore")
+    else:
+        place.symlink_to("../" * 30 + str(box.folder / "passwd").lstrip("/"))
+        (box.folder / "passwd").write_text("root:x:0:0::/canary:/bin/sh\n")
+    assert box.run("echo $HOME") == "/\n"
+    box.start("sleep 100")
+    assert box.exec("sh", "-c", "echo $HOME") == "/\n"
+
+
+# -- the caller's terminal
+
+TYPIST = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+int main(void)
+{
+    char key = 'X';
+    int typed = ioctl(0, TIOCSTI, &key), opened = open("/dev/tty", O_RDWR), taken = ioctl(0, TIOCSCTTY, 1);
+    open("/proc/self/fd/0", O_RDWR);
+    printf("%d %d %d %d\n", typed, opened, taken, ioctl(0, TIOCSTI, &key));
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_keys_that_nobody_has_typed(box: Box, verb: str) -> None:  # noqa: F811
+    """Without a terminal of its own the program has the caller's streams, and still cannot type on that terminal."""
+    box.compile("typist", TYPIST)
+    box.capabilities("CAP_KILL")
+    words = box.command("exec", box.id, "typist")
+    if verb == "exec":
+        box.start("sleep 100")
+    else:
+        box.process["args"] = ["typist"]
+        box.write()
+        words = box.command("run", "--bundle", str(box.bundle), box.id)
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv(words[0], words)
+    said = b""
+    try:
+        while piece := os.read(master, 4096):
+            said += piece
+    except OSError:
+        pass  # the other end is closed
+    os.close(master)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert said == b"-1 -1 -1 -1\r\n"

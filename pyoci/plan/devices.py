@@ -170,6 +170,8 @@ def _configured(plan: DevicePlan, device: Device, origin: str, by_bind: bool) ->
     mode = 0o666 if device.file_mode is None else device.file_mode & 0o7777
     node = _Node(handle, name, format_, mode, major, minor, device.uid or 0, device.gid or 0, device.path)
     _add(plan, node, origin, by_bind and device.type != "p")
+    if handle == "devices":
+        plan.ops.append(close(handle, origin))
 
 
 def _add(plan: DevicePlan, node: _Node, origin: str, by_bind: bool) -> None:

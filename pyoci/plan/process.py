@@ -37,6 +37,7 @@ SECCOMP = "/linux/seccomp"
 SYS_ADMIN = 1 << CAPABILITIES["CAP_SYS_ADMIN"]
 # What PATH is when the process has none: execvp(3)'s own default, without the current directory.
 DEFAULT_PATH = "/bin:/usr/bin"
+MOST = 300  # directories of PATH that are looked at beforehand
 # execvp(3) goes on to the next directory of PATH after these.
 ELSEWHERE = (ENOENT, EACCES, ENOTDIR, ELOOP, ENAMETOOLONG)
 
@@ -73,7 +74,7 @@ def ungranted(capabilities: Capabilities | None, host: Host, granted: int) -> li
     error)."""
     if capabilities is None:
         return []
-    asked: list[str] = []
+    asked: dict[str, None] = {}
     for names in (
         capabilities.bounding,
         capabilities.permitted,
@@ -83,8 +84,8 @@ def ungranted(capabilities: Capabilities | None, host: Host, granted: int) -> li
     ):
         for name in names:
             if not capability_mask((name,), host) & granted and name not in asked:
-                asked.append(name)
-    return asked
+                asked[name] = None
+    return list(asked)
 
 
 def unheld(capabilities: Capabilities) -> list[tuple[str, str, list[str]]]:
@@ -319,7 +320,7 @@ def _candidates(process: Process) -> list[bytes]:
     for entry in process.env:
         if entry.startswith("PATH="):
             path = entry[5:]
-    return [to_bytes(f"{directory or '.'}/{name}") for directory in path.split(":")]
+    return [to_bytes(f"{directory or '.'}/{name}") for directory in dict.fromkeys(path.split(":"))]
 
 
 def _advice(process: Process) -> str:
@@ -330,7 +331,12 @@ def _advice(process: Process) -> str:
 
 
 def _find(process: Process, candidates: list[bytes]) -> list[Op]:
-    """Fail at create, not at start, when there is nothing to execute: engines show that error to their users."""
+    """Fail at create, not at start, when there is nothing to execute: engines show that error to their users.
+
+    Each look hangs on the one before; of a longer PATH than anybody's, start has to say it.
+    """
+    if len(candidates) > MOST:
+        return []
     advice = _advice(process)
     ops: list[Op] = []
     for number, path in reversed(list(enumerate(candidates))):
