@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -424,3 +425,69 @@ def test_images_cannot_name_places_on_the_host(box: Box, images: Images) -> None
     error = box.fails("restore", "--detach", "--bundle", str(box.bundle), *images.flags(), box.id)
     assert "No mapping for" in error, error
     box.gone()
+
+
+RING = r"""
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void)
+{
+    for (;;) {
+        char text[200] = "none";
+        syscall(SYS_keyctl, 6, -3, text, sizeof text); /* KEYCTL_DESCRIBE, KEY_SPEC_SESSION_KEYRING */
+        FILE *file = fopen("/tmp/new", "w");
+        fputs(text, file);
+        fclose(file);
+        rename("/tmp/new", "/tmp/ring");
+        usleep(20000);
+    }
+}
+"""
+# In a session keyring "canary", on one processor: what of its caller's a container must not have.
+CALLER = (
+    "import ctypes, os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    "ctypes.CDLL(None).syscall({'x86_64': 250, 'aarch64': 219}[os.uname().machine], 1, b'canary', 0, 0, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def test_nothing_of_its_callers(box: Box, images: Images) -> None:
+    """What CRIU makes has from it what is in no image: the caller's session keyring (keyrings(7)), its processor."""
+    box.compile("ring", RING)
+    pid = box.start("exec /bin/ring")
+    ring = box.rootfs / "tmp/ring"
+    until(ring.exists)
+    assert ring.read_text().startswith("keyring;0;") and "canary" not in ring.read_text()
+    processors = os.sched_getaffinity(pid)
+    images.checkpoint()
+    plain = box.command
+    box.command = lambda *args: [sys.executable, "-I", "-c", CALLER, *plain(*args)]  # type: ignore[method-assign]
+    ring.unlink()
+    images.restore()
+    box.command = plain  # type: ignore[method-assign]
+    until(ring.exists)
+    assert ring.read_text().startswith("keyring;0;") and "canary" not in ring.read_text()
+    assert os.sched_getaffinity(box.pid()) == processors
+
+
+def test_what_is_in_no_image(box: Box, images: Images) -> None:
+    """CRIU writes neither down, and a container has what config.json says."""
+    box.process["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 7}
+    box.linux["personality"] = {"domain": "LINUX32"}
+    if Path("/proc/self/numa_maps").exists():
+        box.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
+    box.start(COUNTER)
+
+    def tuned() -> list[str]:
+        pid = box.pid()
+        priority = subprocess.run(["ionice", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+        maps = Path(f"/proc/{pid}/numa_maps")
+        policies = {line.split()[1] for line in maps.read_text().splitlines()} if maps.exists() else set()
+        return [priority.strip(), Path(f"/proc/{pid}/personality").read_text().strip(), *sorted(policies)]
+
+    before = tuned()
+    assert before[:2] == ["best-effort: prio 7", "00000008"] and before[2:] in ([], ["bind:0"])
+    images.checkpoint()
+    images.restore()
+    assert tuned() == before

@@ -10,11 +10,12 @@ from __future__ import annotations
 from pyoci.kernel import flags as k
 from pyoci.plan.cgroups import plan_cgroups
 from pyoci.plan.container import ContainerPlan, root_path
-from pyoci.plan.entry import default_signals
+from pyoci.plan.entry import default_signals, every_processor, own_keyring
 from pyoci.plan.external import RESTORE, ROOT, begin, external_ops, finish, yard
 from pyoci.plan.mounts import ATTR_SIZE, move_op, setattr_op, source_path
 from pyoci.plan.ops import Op, Ref, Struct, Vector
 from pyoci.plan.paths import EXACT, HANDLE, close, openat2, place, to_bytes
+from pyoci.plan.tuning import io_priority, of_container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     # whatever CRIU does shall end with us, who undo it
     ops.append(Op("prctl", (k.PR_SET_PDEATHSIG, KILL, 0, 0, 0), RESTORE))
     ops += cgroups.enter
+    ops += _inherited(spec)
     ops.append(Op("setsid", (), RESTORE))
     slave = Struct("mount_attr", propagation=k.MS_SLAVE)
     ops.append(Op("mount_setattr", (k.AT_FDCWD, b"/", k.AT_RECURSIVE, slave, ATTR_SIZE), RESTORE))
@@ -99,6 +101,15 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     argv = [program.encode(), b"swrk", str(FDS["rpc"]).encode()]
     ops.append(Op("execve", (program.encode(), Vector(argv), Vector(list(ENVIRONMENT))), RESTORE))
     return ContainerPlan(ops, FDS, cgroups)
+
+
+def _inherited(spec: Spec) -> list[Op]:
+    """What is in no image, and the container's processes therefore have from CRIU's: config.json's, nothing of our
+    caller's."""
+    ops = [every_processor(RESTORE), own_keyring(RESTORE)]
+    if spec.process is not None:
+        ops += io_priority(spec.process)
+    return ops + of_container(spec.linux)
 
 
 def _root(spec: Spec, host: Host, options: PlanOptions) -> list[Op]:

@@ -51,12 +51,17 @@ def of_process(process: Process) -> list[Op]:
         if flags & s.UTIL_CLAMP:
             hint = "SCHED_FLAG_UTIL_CLAMP_... need a kernel with CONFIG_UCLAMP_TASK"
         ops.append(Op("sched_setattr", (0, attributes, 0), "/process/scheduler", hint=hint))
+    return ops + io_priority(process)
+
+
+def io_priority(process: Process) -> list[Op]:
+    """config.md#linux-process: `ioPriority` alone."""
     priority = process.io_priority
-    if priority:
-        value = s.IOPRIO_CLASSES[str(priority["class"])] << s.IOPRIO_CLASS_SHIFT | _number(priority.get("priority"))
-        hint = "IOPRIO_CLASS_RT needs CAP_SYS_NICE or CAP_SYS_ADMIN on the host"
-        ops.append(Op("ioprio_set", (s.IOPRIO_WHO_PROCESS, 0, value), "/process/ioPriority", hint=hint))
-    return ops
+    if not priority:
+        return []
+    value = s.IOPRIO_CLASSES[str(priority["class"])] << s.IOPRIO_CLASS_SHIFT | _number(priority.get("priority"))
+    hint = "IOPRIO_CLASS_RT needs CAP_SYS_NICE or CAP_SYS_ADMIN on the host"
+    return [Op("ioprio_set", (s.IOPRIO_WHO_PROCESS, 0, value), "/process/ioPriority", hint=hint)]
 
 
 def of_container(linux: Linux) -> list[Op]:
