@@ -115,7 +115,7 @@ static int ours(long fd)
 
 static long read_file(long directory, const char *path, char *to, long size)
 {
-    long fd = kernel(OPENAT, directory, (long)path, O_NOFOLLOW | O_CLOEXEC, 0, 0, 0), got, length = 0;
+    long fd = kernel(OPENAT, directory, (long)path, O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0, 0, 0), got, length = 0;
 
     if (fd < 0)
         return fd;

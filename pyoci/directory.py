@@ -24,6 +24,8 @@ ID_MAX = 255  # NAME_MAX: an id is a file name (limits.h)
 ID_START = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-")
 ID_ALLOWED = ID_START | {"."}
 ANYBODY = 0o1002  # mode of a directory like /tmp: writable by others, and sticky
+# What is kept is made of a document of at most 16 MiB (`options.MOST`), in which JSON may need six bytes for one.
+MOST = 128 << 20
 LOCK_PATIENCE = 30.0  # seconds; a create with slow hooks holds its lock that long
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 
@@ -213,8 +215,27 @@ class Directory:
             raise PyociError(f"container {self.id!r}: write {self.path}/{name}: {_words(error)}") from None
 
     def read(self, name: str) -> bytes:
-        """The content of the file `name`; OSError as the kernel gives it."""
-        return read_file(name, self.fd)
+        """The content of the file `name`; FileNotFoundError where there is none, PyociError for what `write` does not
+        leave: anything but a file, or one that is larger than any."""
+        flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
+        try:
+            descriptor = posix.open(name, flags, dir_fd=self.fd)
+            try:
+                found = posix.fstat(descriptor)
+                regular = found.st_mode & 0o170000 == 0o100000
+                if not regular or found.st_size > MOST:
+                    why = f"more than {MOST >> 20} MiB" if regular else "not a regular file"
+                    raise PyociError(f"container {self.id!r}: {self.path}/{name} is damaged: {why}")
+                pieces = []
+                while piece := posix.read(descriptor, 65536):
+                    pieces.append(piece)
+                return b"".join(pieces)
+            finally:
+                posix.close(descriptor)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise PyociError(f"container {self.id!r}: open {self.path}/{name}: {_words(error)}") from None
 
     def has(self, name: str) -> bool:
         """Whether there is a file `name`."""

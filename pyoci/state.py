@@ -166,16 +166,40 @@ class State:
                 raise ValueError(f"/{name} is missing")
             if type(value[name]) is not type(like):
                 raise ValueError(f"/{name} is not a {type(like).__name__}")
-            if name != "hooks" and not _texts(value[name]):
+            if name == "hooks":
+                if not _hooks(value[name]):
+                    raise ValueError("/hooks holds something else than hooks")
+            elif type(like) is int:
+                if not 0 <= value[name] < 1 << (31 if name.endswith("pid") else 64):
+                    raise ValueError(f"/{name} is out of range")
+            elif not _texts(value[name]):
                 raise ValueError(f"/{name} holds something else than text")
         known = {name: value[name] for name in model}
         return cls(known.pop("id"), known.pop("bundle"), known.pop("rootfs"), **known)
 
 
 def _texts(value: object) -> bool:
-    """Whether a list or map holds nothing but strings; anything else does."""
+    """Whether a list or map holds nothing but strings, and those are some that paths can be made of; anything else
+    does."""
+    value = [value] if isinstance(value, str) else value
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return all(type(item) is str for item in items)
+    return all(type(item) is str and "\0" not in item for item in items)
+
+
+def _hooks(value: dict[str, object]) -> bool:
+    """Whether these are hooks as `pyoci.hooks` remembers them."""
+    for listed in value.values():
+        if not isinstance(listed, list):
+            return False
+        for hook in listed:
+            if not isinstance(hook, dict) or type(hook.get("path")) is not str:
+                return False
+            for words in (hook.get("args"), hook.get("env")):
+                if words is not None and not (isinstance(words, list) and _texts(words)):
+                    return False
+            if type(hook.get("timeout", 1)) is not int and hook["timeout"] is not None:
+                return False
+    return True
 
 
 class Store(Directory):

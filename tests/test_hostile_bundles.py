@@ -4,6 +4,7 @@ of attack that tests of single features do not have.  The host's side is looked 
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shutil
@@ -296,3 +297,66 @@ def test_keys_that_nobody_has_typed(box: Box, verb: str) -> None:  # noqa: F811
     os.close(master)
     assert os.waitpid(pid, 0)[1] == 0
     assert said == b"-1 -1 -1 -1\r\n"
+
+
+# -- a directory of states that somebody has been at
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.json", "shortcut"])
+@pytest.mark.parametrize("kind", ["fifo", "directory", "sparse", "link"])
+def test_file_of_a_state_that_is_something_else(box: Box, name: str, kind: str) -> None:  # noqa: F811
+    """One line from whoever needs it; nobody waits, and `list` has the others."""
+    box.create()
+    other, box.id = box.id, box.new_id()
+    box.start()
+    first, box.id = box.id, other
+    place, kept = box.states / other / name, box.folder / "kept"
+    place.rename(kept)
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "directory":
+        place.mkdir()
+    elif kind == "sparse":
+        with place.open("wb") as file:
+            file.truncate(1 << 40)
+    else:
+        place.symlink_to("/proc/kmsg")
+    begun = time.monotonic()
+    try:
+        # start does what the file `shortcut` says, and else looks at the state
+        for verb in ("start", "state", "exec", "kill"):
+            done = box(verb, other, *(["true"] if verb == "exec" else []))
+            if verb != "start" and (name == "state.json" or (name, verb) == ("config.json", "exec")):
+                assert done.returncode and done.stderr.count("\n") == 1 and f"{other}/{name}" in done.stderr, done
+            assert "internal error" not in done.stderr and "Traceback" not in done.stderr
+        assert first in box("list").stdout
+        assert time.monotonic() - begun < 10
+    finally:
+        if kind == "directory":
+            place.rmdir()
+        else:
+            place.unlink()
+        kept.rename(place)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pid": 10**30},
+        {"pid": -1},
+        {"pid_start": -(10**30)},
+        {"cgroup_paths": {"": "/a\0b"}},
+        {"hooks": {"poststop": [{"path": 5}, "x", None]}},
+        {"hooks": {"poststop": {}}},
+        {"criu_pid": 1 << 40},
+    ],
+    ids=str,
+)
+def test_state_that_no_command_has_written(box: Box, change: dict[str, object]) -> None:  # noqa: F811
+    box.start()
+    place = box.states / box.id / "state.json"
+    kept = place.read_text()
+    place.write_text(json.dumps(json.loads(kept) | change))
+    for verb in ("state", "ps", "kill", "pause", "delete"):
+        assert f"{box.id}/state.json is damaged: /{next(iter(change))}" in box.fails(verb, box.id)
+    place.write_text(kept)
