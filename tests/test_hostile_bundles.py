@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from checkpoints import Images, images, works  # noqa: F401 - a fixture
 from containers import CGROUPS, LIMIT, Box, box, needed, processes_of, until  # noqa: F401 - a fixture
 
 pytestmark = [*needed, pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")]
@@ -78,6 +79,22 @@ def test_mode_and_owner_of_the_host_s_devices(box: Box, kind: str) -> None:  # n
     box.start("sleep 100")
     done = told(box, before, "exec", box.id, "sh", "-c", f"{CHANGE} 2>/dev/null; cat; echo end")
     assert (done.stdout, seen()) == ("end\n", earlier), done
+
+
+@works
+def test_mode_and_owner_of_the_host_s_devices_after_restore(box: Box, images: Images) -> None:  # noqa: F811
+    devices = nodes(box.folder / "devices")
+    box.linux["maskedPaths"] = ["/proc/uptime"]
+    change = "chmod 600 /proc/self/fd/0 /proc/self/fd/1 /proc/uptime 2>/tmp/refused"
+    box.start(f"while ! [ -e /tmp/go ]; do sleep 0.02; done; {change}; echo end >/tmp/out; sleep 100")
+    images.checkpoint()
+    before = f"mount --bind {devices} /dev; exec </dev/null >/dev/null 2>{box.folder}/said"
+    done = told(box, before, *images.words())
+    assert done.returncode == 0, (box.folder / "said").read_text()
+    (box.rootfs / "tmp/go").touch()
+    assert box.output() == "end\n"
+    assert [stat.S_IMODE((devices / name).stat().st_mode) for name in NODES] == [0o666] * len(NODES)
+    assert (box.rootfs / "tmp/refused").read_text().count("Read-only file system") >= 2
 
 
 # -- what a configuration names on the host

@@ -17,7 +17,7 @@ from pyoci.options import absolute, read_document
 from pyoci.plan.container import PlanOptions
 from pyoci.plan.external import ROOT, SHOWN, YARD, External, external
 from pyoci.plan.namespaces import Namespaces
-from pyoci.plan.restoring import FDS, cgroups_of, plan_restore
+from pyoci.plan.restoring import FDS, STREAMS, cgroups_of, plan_restore
 from pyoci.program import assemble, leading
 from pyoci.spec.load import load
 from pyoci.state import ends
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 OUTSIDE = "criu-outside"  # in the state directory: where CRIU's file system is put together
 LOG = "restore.log"
-STREAMS = ("in", "out", "err")
 KILL = 9
 REPLACED = ("pipe:[", "socket:[", "file[", "tty[")
 

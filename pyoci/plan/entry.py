@@ -37,11 +37,17 @@ def own_null(host: Host, process: Process | None, origin: str = LIFECYCLE) -> li
     Without root's rights it is not the container's to change, nor where it is mounted by itself (in a container whose
     devices are another's).
     """
-    streams = host.stdio_nulls
-    if process is None or process.terminal or not streams or host.euid != 0 or not host.capabilities & SYS_ADMIN:
+    if process is None or process.terminal or not host.stdio_nulls:
         return []
-    again = [*(Op("dup3", (Ref("stream"), number, 0), origin) for number in streams), _close("stream", origin)]
+    return null_again(host, [Op("dup3", (Ref("stream"), number, 0), origin) for number in host.stdio_nulls], origin)
+
+
+def null_again(host: Host, ops: list[Op], origin: str) -> list[Op]:
+    """Open /dev/null as `@stream` on a mount that nobody sees, for `ops`, where root's rights make that worth while."""
+    if host.euid != 0 or not host.capabilities & SYS_ADMIN:
+        return []
     null = Ref("devices"), b"null", k.O_RDWR | k.O_CLOEXEC
+    again = [*ops, _close("stream", origin)]
     found = [
         read_only("devices", origin),
         Op("openat", null, origin, "stream", tolerate=(ENOENT, EROFS, EACCES), then=again),

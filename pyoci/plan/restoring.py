@@ -7,13 +7,16 @@ is left when it ends, however it ends.
 
 from __future__ import annotations
 
+from errno import EEXIST
+
 from pyoci.kernel import flags as k
 from pyoci.plan.cgroups import plan_cgroups
 from pyoci.plan.container import ContainerPlan, root_path
-from pyoci.plan.entry import default_signals, every_processor, own_keyring
+from pyoci.plan.devices import STATX_RDEV, STATX_SIZE
+from pyoci.plan.entry import default_signals, every_processor, null_again, own_keyring
 from pyoci.plan.external import RESTORE, ROOT, begin, external_ops, finish, yard
 from pyoci.plan.mounts import ATTR_SIZE, move_op, setattr_op, source_path
-from pyoci.plan.ops import Op, Ref, Struct, Vector
+from pyoci.plan.ops import Address, Buffer, Op, Ref, Struct, Vector
 from pyoci.plan.paths import EXACT, HANDLE, close, openat2, place, to_bytes
 from pyoci.plan.tuning import io_priority, of_container
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 # CRIU's descriptors; behind them are those of namespaces by path
 FDS = {"control": 3, "rpc": 4, "in": 5, "out": 6, "err": 7, "network": 8, "pid": 9}
+STREAMS = ("in", "out", "err")
 ENVIRONMENT = (b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",)
 KILL = 9
 
@@ -70,6 +74,7 @@ def plan_restore(  # noqa: PLR0913 - the inputs are these
     ]
     ops.append(Op("close_range", (FDS["control"], FDS["control"], k.CLOSE_RANGE_CLOEXEC), RESTORE))
     ops += default_signals(RESTORE)
+    ops += _own_nulls(host)
     ops += cgroups.before_clone
     arguments = Struct("clone_args", flags=k.CLONE_PARENT | k.CLONE_NEWNS)
     if cgroups.clone_into is not None:
@@ -110,6 +115,21 @@ def _inherited(spec: Spec) -> list[Op]:
     if spec.process is not None:
         ops += io_priority(spec.process)
     return ops + of_container(spec.linux)
+
+
+def _own_nulls(host: Host) -> list[Op]:
+    """As create has it of its caller's /dev/null (`pyoci.plan.entry`); which streams these are is seen here, because
+    the images decide which of the caller's CRIU can use."""
+    ops: list[Op] = []
+    for name in STREAMS:
+        seen = Buffer(f"stat_{name}", STATX_SIZE)
+        again = [Op("dup3", (Ref("stream"), FDS[name], 0), RESTORE)]
+        null = Address(seen.name, STATX_RDEV), 0xFFFFFFFFFFFFFFFF, 1 | 3 << 32, EEXIST
+        ops += [
+            Op("statx", (FDS[name], b"", k.AT_EMPTY_PATH, k.STATX_BASIC_STATS, seen), RESTORE),
+            Op("expect", null, RESTORE, tolerate=(EEXIST,), then=again),
+        ]
+    return null_again(host, ops, RESTORE)
 
 
 def _root(spec: Spec, host: Host, options: PlanOptions) -> list[Op]:
