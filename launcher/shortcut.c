@@ -233,6 +233,7 @@ static int ended(struct container *c)
 {
     char path[64] = "/proc/", text[1024], *field;
     unsigned int end = length_of(path), i, n;
+    int zombie;
     long length;
 
     for (i = 0; c->pid[i] && end < 40; i++)
@@ -254,9 +255,12 @@ static int ended(struct container *c)
     if (field == text)
         return 0;
     field += 2;
-    if (*field == 'Z' || *field == 'X' || *field == 'x')
+    if (*field == 'X' || *field == 'x')
         return 1;
+    zombie = *field == 'Z';
     for (n = 3; n < 22 && *field; n++) {
+        if (n == 20 && zombie) /* its first thread is one while others run (pthread_exit) */
+            return (*field == '0' || *field == '1') && field[1] == ' ';
         while (*field && *field != ' ')
             field++;
         field += *field == ' ';

@@ -37,6 +37,7 @@ def _space(pid: int) -> str:
 def _parent(pid: int) -> int:
     """-1 for a process that is gone (proc_pid_stat(5): the name before may hold anything)."""
     from pyoci.cgroup.files import look
+    from pyoci.state import over
 
     words = look(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    return int(words[1]) if len(words) > 1 and words[0] not in (b"Z", b"X") else -1
+    return int(words[1]) if words and not over(words) else -1

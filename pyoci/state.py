@@ -17,6 +17,7 @@ from pyoci.errors import Exists, NotFound, PyociError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 __all__ = (
@@ -28,6 +29,7 @@ __all__ = (
     "document",
     "ids",
     "open_init",
+    "over",
     "process",
     "read_file",
     "status",
@@ -264,22 +266,32 @@ def process(pid: int) -> tuple[str, int] | None:
 
     OSError when that cannot be told: what is taken for gone would be forgotten.
     """
+    fields = _fields(pid)
+    return (fields[0].decode(), int(fields[19])) if fields else None
+
+
+def _fields(pid: int) -> list[bytes]:
+    """Those of /proc/pid/stat from field 3, the state, on (proc_pid_stat(5)); none without such a process."""
     try:
         stat = read_file(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between open and read
-        return None
+        return []
     # The name in parentheses is the program's to choose, parentheses and spaces included.
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return fields[0].decode(), int(fields[19])
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 def ends(pid: int) -> bool:
     """Whether a process has begun to end, and may have to wait for others for that (PF_EXITING in field 9)."""
-    try:
-        stat = read_file(f"/proc/{pid}/stat")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return bool(int(stat[stat.rindex(b")") + 2 :].split()[6]) & EXITING)
+    fields = _fields(pid)
+    return bool(fields and int(fields[6]) & EXITING)
+
+
+def over(fields: Sequence[bytes]) -> bool:
+    """Whether a process with these `fields` of /proc/PID/stat, from the state on, has ended.
+
+    Its first thread, whose state it is, may have ended alone (pthread_exit): nobody hears of that before the last has.
+    """
+    return fields[0] in (b"X", b"x") or (fields[0] == b"Z" and int(fields[17]) < 2)
 
 
 def alive(state: State) -> bool:
@@ -288,8 +300,8 @@ def alive(state: State) -> bool:
 
 
 def _runs(pid: int, start: int) -> bool:
-    found = process(pid) if pid > 0 else None
-    return found is not None and found[0] not in "ZXx" and found[1] == start
+    fields = _fields(pid) if pid > 0 else []
+    return bool(fields) and not over(fields) and int(fields[19]) == start
 
 
 def open_init(state: State) -> int | None:

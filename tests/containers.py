@@ -88,6 +88,34 @@ def disk_of(path: Path) -> tuple[int, int]:
     return major, minor
 
 
+# its first thread ends (pthread_exit), another goes on writing /tmp/beat; with an argument, in a child
+HEADLESS = r"""
+#include <pthread.h>
+#include <stdio.h>
+#include <unistd.h>
+static void *beat(void *nothing)
+{
+    for (int count = 0;; count++) {
+        FILE *file = fopen("/tmp/beat", "w");
+        if (file) {
+            fprintf(file, "%d", count);
+            fclose(file);
+        }
+        usleep(20000);
+    }
+}
+int main(int argc, char **argv)
+{
+    pthread_t thread;
+    if (argc > 1 && fork()) {
+        pause();
+    }
+    pthread_create(&thread, NULL, beat, NULL);
+    pthread_exit(NULL);
+}
+"""
+
+
 class Box:
     """One test's bundle and containers.  `box("state", box.id)` runs the command, `box.config` is what it reads."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from canary import COMMAND, PACKAGE, Bundle, bundle  # noqa: F401 - bundle is a fixture
-from containers import BUSYBOX, needed
+from containers import BUSYBOX, HEADLESS, needed, until
 
 pytestmark = needed
 
@@ -159,3 +161,56 @@ def test_poisoned_modules(bundle: Bundle) -> None:
     bundle.process["cwd"] = "/proc/self/fd/3"
     assert bundle.run("/bin/missing", env=environment).returncode
     assert not marker.exists()
+
+
+# -- programs whose first thread ends before the others (pthread_exit)
+
+
+def beats(bundle: Bundle) -> bool:
+    """Whether the program still runs."""
+    path = bundle.rootfs / "tmp" / "beat"
+    path.unlink(missing_ok=True)
+    time.sleep(0.2)
+    return path.exists()
+
+
+@pytest.mark.parametrize("how", ["kill", "kill --all", "delete --force"])
+@pytest.mark.parametrize("pids", ["own", "host"])
+def test_first_thread_ends_first(bundle: Bundle, how: str, pids: str) -> None:
+    """The kernel shows a zombie, and the container runs: so it is said, and it can be ended."""
+    bundle.compile("headless", HEADLESS)
+    if pids == "host":
+        bundle.config["linux"]["namespaces"].remove({"type": "pid"})
+    name = bundle.start("/bin/headless")
+    pid = json.loads(bundle.call("state", name).stdout)["pid"]
+    until(lambda: b") Z " in Path(f"/proc/{pid}/stat").read_bytes())
+    assert beats(bundle)
+    assert json.loads(bundle.call("state", name).stdout)["status"] == "running"
+    assert bundle.call("ps", "--format", "json", name).stdout == f"[{pid}]\n"
+    done = bundle.call("exec", name, "/bin/true")
+    assert done.returncode and "internal error" not in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = bundle.call("delete", name)
+    assert done.returncode == 1 and "running" in done.stderr and beats(bundle)
+    if how.startswith("kill"):
+        done = bundle.call(*how.split(), name, "KILL")
+        assert (done.returncode, done.stderr) == (0, "")
+        until(lambda: json.loads(bundle.call("state", name).stdout)["status"] == "stopped")
+        assert not beats(bundle)
+        done = bundle.call("delete", name)
+    else:
+        done = bundle.call("delete", "--force", name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not beats(bundle)
+
+
+@pytest.mark.parametrize("how", ["kill --all", "delete --force"])
+def test_first_thread_of_another_process_ends_first(bundle: Bundle, how: str) -> None:
+    """Not init's, and without a pid namespace that would end it: cgroup.kill's signal is lost on it."""
+    bundle.compile("headless", HEADLESS)
+    bundle.config["linux"]["namespaces"].remove({"type": "pid"})
+    name = bundle.start("/bin/headless", "child")
+    until((bundle.rootfs / "tmp" / "beat").exists)
+    done = bundle.call(*how.split(), name, *(["KILL"] if how.startswith("kill") else []))
+    assert (done.returncode, done.stderr) == (0, "")
+    time.sleep(0.1)
+    assert not beats(bundle)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from containers import HERE, Box, needed, until
+from containers import HEADLESS, HERE, Box, needed, until
 
 from pyoci import shortcut
 from pyoci.state import State
@@ -202,6 +202,25 @@ def test_the_pid_of_somebody_else(quick: Launched) -> None:
             path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": os.getpid(), "pid_start": 1}))
         else:
             path.write_bytes(path.read_bytes().replace(path.read_bytes().split(b"\0")[1], b"%d" % os.getpid(), 1))
+    assert quick.quick("delete", quick.id) == 0
+    quick.gone()
+
+
+def test_a_first_thread_that_ends_alone(quick: Launched) -> None:
+    """The kernel shows a zombie, and other threads run: the container has not ended."""
+    quick.compile("headless", HEADLESS)
+    quick.process["args"] = ["/bin/headless"]
+    quick.write()
+    words = quick.command("--cgroup-manager", "disabled", "create", "--bundle", str(quick.bundle), quick.id)
+    null = subprocess.DEVNULL
+    assert subprocess.run(words, stdin=null, stdout=null, stderr=null, timeout=30, check=False).returncode == 0
+    assert quick.quick("start", quick.id) == 0
+    pid = quick.pid()
+    until(lambda: b") Z " in Path(f"/proc/{pid}/stat").read_bytes())
+    assert quick.quick("delete", quick.id) == NO_PYTHON
+    assert quick.status() == "running"
+    quick.ok("kill", quick.id, "KILL")
+    quick.dead()
     assert quick.quick("delete", quick.id) == 0
     quick.gone()
 

@@ -75,7 +75,11 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
         except OSError as error:
             if error.errno not in GONE:
                 inside = []  # it is not ours to write: one by one
-        if set(inside).issuperset(procs(paths)):
+        left = procs(paths)
+        if set(inside).issuperset(left):
+            # the kernel gives its signal to the first threads, and it is lost where one has ended (pthread_exit)
+            if any(_headless(pid) for pid in left):
+                signal_each(lambda: procs(paths), SIGKILL)
             if was_frozen:
                 thaw(paths)
             thaw_inside(paths)
@@ -93,6 +97,11 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
         thaw(paths)
     if number == SIGKILL:
         thaw_inside(paths)
+
+
+def _headless(pid: int) -> bool:
+    """Whether a process in a cgroup, which lists none that has ended, has lost its first thread."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["Z"]
 
 
 def signal_each(members: Callable[[], Iterable[int]], number: int) -> None:
