@@ -74,6 +74,13 @@ class NotFound(PyociError):
         super().__init__(f"container {container_id!r}: container does not exist")
 
 
+class Foreign(PyociError):
+    """The directory is that of another runtime's container: engines may give several runtimes one root."""
+
+    def __init__(self, container_id: str, path: str, why: str) -> None:
+        super().__init__(f"container {container_id!r}: {path} is not pyoci's but another runtime's, {why}; use it")
+
+
 class Exists(PyociError):
     """The id is taken."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyoci import log
-from pyoci.errors import NotFound, PyociError, UsageError, WrongState
+from pyoci.errors import Foreign, NotFound, PyociError, UsageError, WrongState
 from pyoci.state import ids
 
 TYPE_CHECKING = False
@@ -33,8 +33,8 @@ def each(root: str, pattern: str, do: Callable[[str], None]) -> None:
             continue
         try:
             do(name)
-        except NotFound:
-            pass  # deleted by somebody else between listing and looking
+        except (NotFound, Foreign):
+            pass  # deleted by somebody else between listing and looking, or never ours
         except WrongState as error:
             log.warning(str(error))
         except PyociError as error:

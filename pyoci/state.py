@@ -13,7 +13,7 @@ import posix
 import time
 
 from pyoci.directory import LAST, Directory, default_root, ids, read_file
-from pyoci.errors import Exists, NotFound, PyociError
+from pyoci.errors import Exists, Foreign, NotFound, PyociError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ NO_PROCESS = "no-process"  # is there for a container that cannot be started
 # A state under creation has a file of its own: a file that replaces another is written to the disk at once by some file
 # systems, and who removes it a moment later waits for that (ext4(5), auto_da_alloc).
 DRAFT, FILE = LAST
+# Of our files, those that nobody else has: a directory with one of them is ours although its state is lost.
+OURS = frozenset((*LAST, SOCKET, NO_PROCESS, "inputs.json", "shortcut"))
+RUNC = "init_process_pid"  # is in each state.json of runc's
 # What the first versions did not write: a container outlives an upgrade, and nothing of the kind was made for it then.
 ADDED = ("criu_pid", "criu_start", "mounts", "net_devices", "resctrl", "unit")
 
@@ -226,7 +229,9 @@ class Store(Directory):
             raise
 
     def load(self) -> State:
-        """NotFound when create never got as far as writing it, PyociError when it cannot be read."""
+        """NotFound when create never got as far as writing it, Foreign when others did, PyociError when it cannot be
+        read.
+        """
         from pyoci.jsontext import loads
 
         # without the lock, the second may take the place of the first between two looks
@@ -237,14 +242,32 @@ class Store(Directory):
             except FileNotFoundError:
                 pass
         else:
-            raise NotFound(self.id)
+            if self._without_state():
+                raise NotFound(self.id)
+            return self.load()
         try:
-            return State.from_json(loads(data))
+            value = loads(data)
+            if isinstance(value, dict) and RUNC in value:
+                raise Foreign(self.id, self.path, f"which wrote its {name}")
+            return State.from_json(value)
         except ValueError as error:
             raise PyociError(
                 f"container {self.id!r}: {self.path}/{name} is damaged: {error}; if it cannot be restored, end the"
                 f" container's processes and remove {self.path}"
             ) from None
+
+    def _without_state(self) -> bool:
+        """Whether there is none, or else one was written meanwhile; Foreign where other files are: a state is what
+        create writes first and delete removes last.
+        """
+        try:
+            names = posix.listdir(self.fd)
+        except FileNotFoundError:
+            return True  # it has been removed
+        found = sorted(name for name in names if name[0] != ".")
+        if found and OURS.isdisjoint(found):
+            raise Foreign(self.id, self.path, f"which has {found[0]} there and no state.json")
+        return set(LAST).isdisjoint(found)
 
     def save(self, state: State) -> None:
         """Replace what is remembered, all or nothing."""

@@ -607,3 +607,37 @@ def test_a_reader_that_goes_away(root: Root) -> None:
         os.dup2(saved, 1)
         os.close(saved)
         os.close(writer)
+
+
+def test_containers_of_other_runtimes(root: Root) -> None:
+    """Engines give several runtimes one root: theirs are not listed, and nothing is done to them."""
+    root.add("good")
+    # what runc, crun and one that pyoci has not heard of keep there
+    others = {
+        "theirs-r": {"state.json": '{"id": "theirs-r", "init_process_pid": 1, "created": "2026-01-01T00:00:00Z"}'},
+        "theirs-c": {"status": "{}", "config.json": "{}"},
+        "theirs-x": {"anything": ""},
+    }
+    for id, files in others.items():
+        with Store.create(root.path, id) as store:
+            for name, text in files.items():
+                store.write(name, text.encode())
+    assert root("list", "-q") == (0, "good\n", "")
+    for id, files in others.items():
+        for verb in (["state"], ["start"], ["kill"], ["delete"], ["delete", "--force"]):
+            status, _, err = root(*verb, id)
+            assert status == 1
+            assert f"container {id!r}: {root.path}/{id} is not pyoci's but another runtime's" in err
+            assert len(err.splitlines()) == 1
+        assert set(os.listdir(os.path.join(root.path, id))) == set(files)
+    assert root("delete", "--force", "--regex", "theirs") == (0, "", "")
+    assert set(others) < set(os.listdir(root.path))
+
+
+def test_a_creation_that_was_cut_off_is_not_taken_for_another_runtimes(root: Root) -> None:
+    """Killed while it wrote the first state."""
+    with Store.create(root.path, "cut") as store:
+        store.write(".creating.json.new", b"{")
+    assert "creation was cut off" in root("list")[2]
+    assert root("delete", "cut") == (0, "", "")
+    assert not os.path.exists(os.path.join(root.path, "cut"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import sleep
 
 from pyoci import log
-from pyoci.errors import NotFound, PyociError, UsageError
+from pyoci.errors import Foreign, NotFound, PyociError, UsageError
 from pyoci.jsontext import dumps
 from pyoci.state import DRAFT, FILE, Store, document, ids, status
 
@@ -56,8 +56,8 @@ def _entry(root: str, name: str) -> dict[str, Any] | None:
                     log.warning(f"container {name!r}: its creation was cut off; `pyoci delete {name}` cleans up")
                 return None
             return document(state, status(store, state))
-    except NotFound:
-        return None  # deleted between listing and looking
+    except (NotFound, Foreign):
+        return None  # deleted between listing and looking, or never ours
     except PyociError as error:
         log.warning(str(error))
         return None
