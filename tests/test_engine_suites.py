@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -131,3 +132,28 @@ def test_the_registry(tmp_path: Path) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_what_a_cluster_is_asked() -> None:
+    """conformance/kubelet reads the page's own objects, and each of its commands has all that it is formatted with.
+
+    It is not run here: it builds Kubernetes."""
+    for path in ("engines/checks", "kubelet/objects", "kubelet/cluster_checks"):
+        load(FOLDER / f"{path}.py")
+    made = sys.modules["objects"]
+    page = made.documented("pyoci")
+    assert set(page) == {"RuntimeClass", "Pod"}
+    assert "handler: pyoci " in page["RuntimeClass"]
+    assert "runtimeClassName: pyoci\n" in page["Pod"]
+    assert "pyoci" not in "".join(made.documented("runc").values())
+    offered = ("kubectl", "handler", "runtime", "root", "list", "label", "objects", "folder", "address")
+    words = dict.fromkeys(offered, "X")
+    names = []
+    files = set(made.objects("pyoci", Path("/host")))
+    for table in sys.modules["cluster_checks"].ALL:
+        for name, command, expected in table:
+            names.append(name)
+            assert set(re.findall(r"\{objects\}/([a-z]+)\.json", command)) <= files
+            assert "{kubectl}" not in command.format(**words)
+            re.compile(expected)
+    assert len(set(names)) == len(names)

@@ -17,7 +17,7 @@ PYOCI = Path(sys.executable).parent / "pyoci"
 NEEDS = ("bats", "gawk", "jq", "gcc", "busybox")
 
 
-for name in ("tap", "differences"):
+for name in ("tap", "differences", "groups"):
     load(CONFORMANCE / f"{name}.py")
 load(FOLDER / "built.py")
 INTEGRATION = load(FOLDER / "integration.py")

@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import differences
+import groups
 import tap
 import testimage
 
@@ -138,7 +139,7 @@ class Runner:
             except subprocess.TimeoutExpired:
                 os.killpg(running.pid, signal.SIGKILL)
                 running.wait()
-        tidy(group)
+        groups.tidy(group)
         said = output.read_text(encoding="utf-8", errors="replace")
         return outcomes(said), said, time.monotonic() - begun
 
@@ -152,21 +153,6 @@ def outcomes(said: str) -> dict[str, str]:
         outcome = "skip" if point.skipped else "ok" if point.good else "fails"
         found[name] = max(outcome, found.get(name, "ok"), key=order.index)
     return found
-
-
-def tidy(group: str) -> None:
-    """Remove a group's groups in all hierarchies; the processes have ended with their namespace."""
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        top = Path(f"/sys/fs/cgroup/{controllers.removeprefix('name=')}{path}/{group}")
-        if controllers and top.is_dir():
-            for where, _, _ in os.walk(top, topdown=False):
-                for _ in range(50):
-                    try:
-                        os.rmdir(where)
-                        break
-                    except OSError:
-                        time.sleep(0.1)  # the last of them is still ending
 
 
 def main() -> int:

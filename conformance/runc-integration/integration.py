@@ -28,12 +28,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import built
 import differences
+import groups
 import tap
 
 HERE = Path(__file__).resolve().parent
@@ -108,10 +108,10 @@ class Runner:
                     complete = now
                 if now - begun > TIMEOUT or (complete and now - complete > LINGER):
                     os.killpg(running.pid, signal.SIGKILL)
-                    thaw(group)
+                    groups.thaw(group)
                     running.wait()
         os.close(master)
-        tidy(group)
+        groups.tidy(group)
         said = output.read_text(encoding="utf-8", errors="replace")
         return outcomes(said), said, time.monotonic() - begun
 
@@ -133,34 +133,6 @@ def outcomes(said: str) -> dict[str, str]:
     if not finished(said):
         found["all of them"] = "fails"
     return found
-
-
-def below(group: str) -> Iterator[Path]:
-    """A group and all in it, in all hierarchies, from below."""
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        for base in (controllers.removeprefix("name="), "") if controllers else ("unified", ""):
-            for where, _, _ in os.walk(f"/sys/fs/cgroup/{base}{path}/{group}", topdown=False):
-                yield Path(where)
-
-
-def thaw(group: str) -> None:
-    """What is frozen by v1 cannot be killed."""
-    for place in below(group):
-        if (place / "freezer.state").exists():
-            (place / "freezer.state").write_text("THAWED")
-
-
-def tidy(group: str) -> None:
-    """Remove a group in all hierarchies; the processes have ended with their namespace."""
-    thaw(group)
-    for place in below(group):
-        for _ in range(50):
-            try:
-                place.rmdir()
-                break
-            except OSError:
-                time.sleep(0.1)  # the last of them is still ending
 
 
 def arguments() -> argparse.Namespace:
