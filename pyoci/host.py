@@ -230,8 +230,11 @@ def probe_security_modules(host: Host) -> None:
     host.security_modules = tuple(found)
 
 
-def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
-    """Fill `source_types` for `spec`'s bind mounts and root; what cannot be looked at is "none"."""
+def probe_sources(host: Host, spec: Spec, bundle: str) -> bool:
+    """Fill `source_types` for `spec`'s bind mounts and root; what cannot be looked at is "none".
+
+    Whether links of the image are in the way to a mount, or to /dev.
+    """
     types = host.source_types
     direct: dict[str, None] = {}
     process = spec.process
@@ -253,9 +256,8 @@ def probe_sources(host: Host, spec: Spec, bundle: str) -> None:
             types[source], straight = look_at(source)
             if straight:
                 direct[source] = None
-    if any(_looks_at_image(mount) for mount in spec.mounts):
-        _probe_places(host, spec, bundle)
     host.direct_sources = tuple(direct)
+    return any(_looks_at_image(mount) for mount in spec.mounts) and _probe_places(host, spec, bundle)
 
 
 def probe_limits(host: Host, process: Process) -> None:
@@ -307,14 +309,15 @@ def _looks_at_image(mount: Mount) -> bool:
     return "bind" in mount.options or "rbind" in mount.options
 
 
-def _probe_places(host: Host, spec: Spec, bundle: str) -> None:
+def _probe_places(host: Host, spec: Spec, bundle: str) -> bool:
     """Fill `copied`, `tmpfs_modes`, `made_at`; where an earlier mount covers the place, what the image has there is not
     what is there."""
-    from pyoci.tree import find, listing, real
+    from pyoci.tree import find, listing, resolve
 
     path = spec.root.path if spec.root else ""
     root = path if path.startswith("/") else f"{bundle}/{path}"
     covered: list[str] = []
+    linked = False
     for index, mount in enumerate(spec.mounts):
         place = mount.destination.rstrip("/") + "/"
         if _looks_at_image(mount) and not any(place.startswith(one) for one in covered):
@@ -324,11 +327,17 @@ def _probe_places(host: Host, spec: Spec, bundle: str) -> None:
                 elif mount.type == "tmpfs" and (handle := find(root, mount.destination)) >= 0:
                     host.tmpfs_modes[mount.destination] = f"{posix.fstat(handle).st_mode & 0o7777:o}"
                     posix.close(handle)
-                if made := real(root, mount.destination):
+                made, links, missing = resolve(root, mount.destination)
+                if links and missing:
                     host.made_at[mount.destination] = made
+                linked = linked or bool(links)
             except OSError:
                 pass  # an image without it, or that we may not read: init says so where it matters
         covered.append(place)
+    try:
+        return linked or bool(resolve(root, "/dev")[1])
+    except OSError:
+        return False
 
 
 def source_type(path: str) -> str:

@@ -13,6 +13,10 @@ from stat import S_IFMT, S_IFREG, S_ISDIR, S_ISFIFO, S_ISLNK, S_ISREG
 
 from pyoci.errors import PyociError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 HANDLE = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
 DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 LINKS = 40  # that may be followed on the way, as the kernel has it (path_resolution(7))
@@ -90,10 +94,12 @@ def find(root: str, path: str) -> int:
             posix.close(fd)
 
 
-def real(root: str, path: str) -> str:
-    """`path` without links, where one of them leads to what is not there: what is to be made in the directory `root`.
+def resolve(root: str, path: str, ends: Collection[str] = ()) -> tuple[str, int, bool]:
+    """(`path` without links, how many were followed, whether something of it is missing) in the directory `root`.
 
-    "" where no link is in the way, or all of it is there: the kernel finds that by itself.  OSError as of `find`.
+    With a link and something missing that is what has to be made: else the kernel finds it by itself.  A path into one
+    of `ends`, which something else covers, ends there; and one that goes round in circles is left as it is.  OSError as
+    of `find`.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     names: list[str] = []
@@ -109,6 +115,8 @@ def real(root: str, path: str) -> str:
                     posix.close(stack.pop())
                 continue
             names.append(name)
+            if ends and "/" + "/".join(names) in ends:
+                break
             if len(stack) < len(names):
                 continue  # below what is not there
             try:
@@ -121,7 +129,7 @@ def real(root: str, path: str) -> str:
                 continue
             links += 1
             if links > LINKS:
-                return ""
+                return path, 0, False
             target = posix.readlink(b"", dir_fd=found).decode("utf-8", "surrogateescape")
             posix.close(stack.pop())
             del names[-1:]
@@ -133,7 +141,7 @@ def real(root: str, path: str) -> str:
     finally:
         for fd in stack:
             posix.close(fd)
-    return "/" + "/".join(names) if links and missing else ""
+    return "/" + "/".join(names), links, missing
 
 
 def open_file(handle: int) -> int:

@@ -97,6 +97,54 @@ def test_mode_and_owner_of_the_host_s_devices_after_restore(box: Box, images: Im
     assert (box.rootfs / "tmp/refused").read_text().count("Read-only file system") >= 2
 
 
+@pytest.mark.parametrize("kind", ["volume on a link", "/dev is a link", "below", "missing", "//dev", "/x/../dev"])
+def test_volume_that_an_image_makes_its_dev(box: Box, kind: str) -> None:  # noqa: F811
+    """Devices are made in no directory of the host's, nor is a file there in the way of a link (CVE-2026-47766)."""
+    volume = box.folder / "volume"
+    volume.mkdir()
+    (volume / "ptmx").write_text("marker")
+    (box.rootfs / "x").mkdir()
+    destination = kind if kind[0] == "/" and kind[-1] == "v" else "/data"
+    if destination == "/data":
+        if kind.startswith("volume"):
+            (box.rootfs / "data").symlink_to("dev")
+        else:
+            (box.rootfs / "dev").rmdir()
+            (box.rootfs / "dev").symlink_to("/x/../data/new" if kind == "below" else "data")
+            if kind != "missing":
+                (box.rootfs / "data").mkdir()
+    box.mount(destination, "bind", str(volume), "bind", "rw")
+    box.process["args"] = ["true"]
+    box.write()
+    done = box("run", "--bundle", str(box.bundle), box.id)
+    if destination == "/data":
+        said = f"links of the image lead /dev there, and devices would be made in the host's {volume}"
+        assert f"/destination: {said}" in done.stderr
+    assert [path.name for path in volume.iterdir()] == ["ptmx"]
+    assert (volume / "ptmx").read_text() == "marker"
+    box.gone()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_links_of_an_image_that_do_no_harm(box: Box, before: bool) -> None:  # noqa: F811
+    """/dev may be a link to where nothing of the host's is, and a volume be covered by what is mounted on /dev."""
+    volume = box.folder / "volume"
+    volume.mkdir()
+    (box.rootfs / "dev").rmdir()
+    (box.rootfs / "dev").symlink_to("data/dev" if before else "devices")
+    (box.rootfs / "data/dev").mkdir(parents=True)
+    (box.rootfs / "devices").mkdir()
+    (volume / "dev").mkdir()
+    entry = {"destination": "/data", "type": "bind", "source": str(volume), "options": ["bind"]}
+    box.config["mounts"].insert(0 if before else len(box.config["mounts"]), entry)
+    if before:
+        # without links /dev is at /data/dev, in the tmpfs that the configuration mounts there
+        assert box.run("echo x >/dev/null; stat -c %t:%T /dev/null") == "1:3\n"
+    else:
+        assert box.run("stat -c %t:%T /dev/null") == "1:3\n"
+    assert [*(volume / "dev").iterdir()] == []
+
+
 # -- what a configuration names on the host
 
 

@@ -127,7 +127,10 @@ def look(spec: Spec, options: CreateOptions, bundle: str) -> Host:
         from pyoci.host import probe_systemd
 
         probe_systemd(host, options.rootless)
-    probe_sources(host, spec, bundle)
+    if probe_sources(host, spec, bundle):
+        from pyoci.container.dev_links import check
+
+        check(spec, root_path(spec, bundle))
     check_directory("/root/path: invalid rootfs", root_path(spec, bundle))
     return host
 

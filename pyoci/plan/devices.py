@@ -8,7 +8,7 @@ from pyoci.kernel import flags as k
 from pyoci.plan.entry import read_only
 from pyoci.plan.mounts import move_op
 from pyoci.plan.ops import Address, Blob, Buffer, Op, Ref, Struct
-from pyoci.plan.paths import EXACT, HANDLE, SCOPED, close, make_directories, openat2
+from pyoci.plan.paths import EXACT, HANDLE, SCOPED, close, make_directories, openat2, parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,10 +70,17 @@ class DevicePlan:
 
 def binds_dev(spec: Spec) -> bool:
     """Whether /dev is the caller's, or of an image's choice, and not ours to add to."""
-    return any(
-        mount.destination.rstrip("/") == "/dev" and ("bind" in mount.options or "rbind" in mount.options)
-        for mount in spec.mounts
-    )
+    for mount in spec.mounts:
+        if "bind" in mount.options or "rbind" in mount.options:
+            names: list[str] = []
+            for part in parts(mount.destination):
+                if part == "..":
+                    del names[-1:]
+                else:
+                    names.append(part)
+            if names == ["dev"]:
+                return True
+    return False
 
 
 def plan_devices(spec: Spec, by_bind: bool) -> DevicePlan:
