@@ -27,6 +27,7 @@ __all__ = (
     "alive",
     "default_root",
     "document",
+    "headless",
     "ids",
     "open_init",
     "over",
@@ -315,6 +316,12 @@ def over(fields: Sequence[bytes]) -> bool:
     Its first thread, whose state it is, may have ended alone (pthread_exit): nobody hears of that before the last has.
     """
     return fields[0] in (b"X", b"x") or (fields[0] == b"Z" and int(fields[17]) < 2)
+
+
+def headless(pid: int) -> bool:
+    """Whether a process has lost its first thread, and runs on."""
+    fields = _fields(pid)
+    return bool(fields) and fields[0] == b"Z" and not over(fields)
 
 
 def alive(state: State) -> bool:

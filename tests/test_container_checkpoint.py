@@ -321,6 +321,8 @@ def test_what_cannot_be_checkpointed(box: Box, images: Images) -> None:
     assert "relative" in error
     assert "must be one of" in box.fails("checkpoint", *images.flags(), "--manage-cgroups-mode", "no", box.id)
     assert "not open" in box.fails("checkpoint", *images.flags(), "--status-fd", "77", box.id)
+    for number in ("\u00b2", "9" * 11, "9" * 5000):
+        assert "not the number" in box.fails("checkpoint", *images.flags(), "--status-fd", number, box.id)
     assert box.status() == "running"
     box.ok("kill", box.id, "KILL")
     until(lambda: box.status() == "stopped")

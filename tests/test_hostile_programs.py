@@ -187,8 +187,13 @@ def test_first_thread_ends_first(bundle: Bundle, how: str, pids: str) -> None:
     assert beats(bundle)
     assert json.loads(bundle.call("state", name).stdout)["status"] == "running"
     assert bundle.call("ps", "--format", "json", name).stdout == f"[{pid}]\n"
-    done = bundle.call("exec", name, "/bin/true")
-    assert done.returncode and "internal error" not in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    images = str(bundle.folder / "images")
+    (bundle.folder / "mounts.json").write_text(json.dumps([{"destination": "/tmp/more", "type": "tmpfs"}]))
+    dump = ["checkpoint", "--image-path", images, name]
+    for words in (["exec", name, "/bin/true"], ["mounts", "add", name, "-"], dump):
+        with (bundle.folder / "mounts.json").open(encoding="utf-8") as file:
+            done = bundle.call(*words, stdin=file)
+        assert done.returncode and "first thread" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     done = bundle.call("delete", name)
     assert done.returncode == 1 and "running" in done.stderr and beats(bundle)
     if how.startswith("kill"):

@@ -78,7 +78,9 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
         left = procs(paths)
         if set(inside).issuperset(left):
             # the kernel gives its signal to the first threads, and it is lost where one has ended (pthread_exit)
-            if any(_headless(pid) for pid in left):
+            from pyoci.state import headless
+
+            if any(headless(pid) for pid in left):
                 signal_each(lambda: procs(paths), SIGKILL)
             if was_frozen:
                 thaw(paths)
@@ -97,11 +99,6 @@ def signal_all(paths: Mapping[str, str], number: int) -> None:
         thaw(paths)
     if number == SIGKILL:
         thaw_inside(paths)
-
-
-def _headless(pid: int) -> bool:
-    """Whether a process in a cgroup, which lists none that has ended, has lost its first thread."""
-    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["Z"]
 
 
 def signal_each(members: Callable[[], Iterable[int]], number: int) -> None:

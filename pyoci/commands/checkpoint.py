@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pyoci.container.checkpoint import CheckpointOptions
 
 IMAGES = "checkpoint"  # in the working directory, as for other runtimes
+MOST = 9  # digits of a descriptor's number
 
 
 def images(options: Parsed) -> CheckpointOptions:
@@ -31,7 +32,7 @@ def images(options: Parsed) -> CheckpointOptions:
         found.empty_network = True
     status = options.text("status-fd", "-1")
     if status != "-1":
-        if not status.isdigit():
+        if not (status.isascii() and status.isdigit() and len(status) <= MOST):
             raise PyociError(f"--status-fd {status!r}: not the number of a descriptor")
         found.status_fd = int(status)
         check_open(found.status_fd)

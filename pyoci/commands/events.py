@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyoci.state import State
 
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+MOST = (1 << 63) / 1e9  # seconds: nanoseconds have 64 bits, one of them for the sign
 LONGEST = 1 << 30  # milliseconds that poll(2) can wait at once
 
 
@@ -38,7 +39,7 @@ def seconds(text: str) -> float:
             break
         total += float(number) * UNITS[unit]
     else:
-        if text.strip("+-"):
+        if text.strip("+-") and total < MOST:
             return -total if text.startswith("-") else total
     raise UsageError(f'invalid value "{text}" for flag -interval: parse error')
 

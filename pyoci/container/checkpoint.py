@@ -11,7 +11,7 @@ from pyoci.errors import PyociError, WrongState
 from pyoci.hooks import RESET
 from pyoci.kernel.flags import CLONE_NEWNET
 from pyoci.spec.load import load
-from pyoci.state import Store, alive, open_init, open_process, process, status
+from pyoci.state import Store, alive, headless, open_init, open_process, process, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,9 +120,12 @@ def checkpoint(root: str, container_id: str, options: CheckpointOptions) -> None
             try:
                 _dump(store, state, spec, options)
             except OSError:
-                if not alive(state):  # there is nothing to look at any more
-                    raise WrongState(f"container {container_id!r}: container not running") from None
-                raise
+                if alive(state) and not headless(state.pid):
+                    raise
+                from pyoci.container.failure import unjoinable
+
+                # there is nothing to look at any more
+                raise unjoinable(state, f"container {container_id!r}: container not running") from None
             if options.leave_running or options.pre_dump:
                 return
             _wait(state, pidfd, found == "paused")

@@ -295,10 +295,10 @@ def _enter(  # noqa: PLR0913 - what exec has found out
             session.abandon()
             if isinstance(error, Failure) and paths is None and error.errno in ELSEWHERE and _for_cgroup(error.op):
                 raise Elsewhere(str(error)) from None
-            from pyoci.container.failure import container_ended, explained
+            from pyoci.container.failure import container_ended, explained, unjoinable
 
             if container_ended(error, state):
-                raise WrongState("cannot exec in a stopped container") from None
+                raise unjoinable(state, "cannot exec in a stopped container") from None
             raise explained(error, state.cgroup_paths, root=f"/proc/{state.pid}/root") from None
         return session
 

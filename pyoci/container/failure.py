@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from errno import ENOENT, EPERM
 
-from pyoci.errors import CallError, PyociError
+from pyoci.errors import CallError, PyociError, WrongState
 from pyoci.kernel.errnos import words
 from pyoci.plan.render import call
 
@@ -52,6 +52,15 @@ def container_ended(error: BaseException, state: State) -> bool:
         return not oom_kills(state.cgroup_paths)
     except OSError:
         return True
+
+
+def unjoinable(state: State, stopped: str) -> WrongState:
+    """What is to be said of a container that has ended, `stopped`, or whose first process has nothing to be joined."""
+    from pyoci.state import headless
+
+    if headless(state.pid):
+        stopped = f"container {state.id!r}: the first thread of its process has ended, and with it what could be joined"
+    return WrongState(stopped)
 
 
 def explain(failure: Failure, cgroup: str = "", root: str = "") -> PyociError:

@@ -66,10 +66,10 @@ class Container:
 
     def explained(self, error: BaseException) -> BaseException:
         """What is to be said of a session that has failed."""
-        from pyoci.container.failure import container_ended, explained
+        from pyoci.container.failure import container_ended, explained, unjoinable
 
         if container_ended(error, self.state):
-            return WrongState(f"container {self.state.id!r}: container not running")
+            return unjoinable(self.state, f"container {self.state.id!r}: container not running")
         return explained(error, self.state.cgroup_paths)
 
     def mounted(self) -> dict[int, Row]:
