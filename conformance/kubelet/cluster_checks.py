@@ -43,7 +43,9 @@ DOCUMENTED: tuple[Check, ...] = (
      r"^rc=0 .*runtimeclass.node.k8s.io/{handler} created pod/hello created"),
     ("no node for it", "{kubectl} wait pod/hello --for=condition=PodScheduled=false --timeout=20s &&"
      " {kubectl} get events -o jsonpath='{{.items[*].message}}'", r"^rc=0 .*didn't match Pod's node affinity/selector"),
-    ("a label for the node", "{kubectl} label node node {label}", r"^rc=0 node/node labeled"),
+    # not while a pod waits for it: a kubelet that hears of the pod before it hears of its own label fails it for good
+    ("a label for the node", "{kubectl} delete pod hello && {kubectl} label node node {label}", r"^rc=0 .*labeled"),
+    ("the pod again", "sleep 2; {kubectl} apply -f {objects}/pod.yaml", r"^rc=0 pod/hello created"),
     ("ready", "{kubectl} wait pod/hello --for=condition=Ready --timeout=40s", r"^rc=0\b"),
     ("where", "{kubectl} get pod hello -o wide", r"^rc=0 .*hello 1/1 Running 0 \S+ 10\.88\.7\.\d+ node\b"),
     ("exec", "{kubectl} exec hello -- hostname", r"^rc=0 hello$"),
