@@ -28,6 +28,7 @@ class Host:
     capabilities, bounding  our effective and bounding sets, as bits
     last_cap                the highest capability that the kernel knows
     initial_user_namespace  whether we are in the machine's own
+    denies_setgroups        whether setgroups(2) is denied in our user namespace (user_namespaces(7))
     cgroup_mode             "v1", "v2", "hybrid" or "none"
     cgroup_mounts           controller ("name=x" for named hierarchies, "" for v2) -> mount point
     cgroup_self             the same keys -> our own cgroup, as a path below that mount point
@@ -59,6 +60,7 @@ class Host:
         "cgroup_mounts",
         "cgroup_self",
         "copied",
+        "denies_setgroups",
         "direct_sources",
         "euid",
         "gid",
@@ -87,6 +89,7 @@ class Host:
         self.capabilities = self.bounding = 0
         self.last_cap = 40
         self.initial_user_namespace = True
+        self.denies_setgroups = False
         self.cgroup_mode = "none"
         self.cgroup_mounts: dict[str, str] = {}
         self.cgroup_self: dict[str, str] = {}
@@ -169,6 +172,8 @@ def probe() -> Host:
     host.bounding = _hexadecimal(status, b"\nCapBnd:\t")
     host.last_cap = _last_capability(host.bounding)
     host.initial_user_namespace = read("/proc/self/uid_map").split() == [b"0", b"0", b"4294967295"]
+    if not host.initial_user_namespace:
+        host.denies_setgroups = read("/proc/self/setgroups").startswith(b"deny")
     host.cgroup_mode, host.cgroup_mounts, host.cgroup_self, controllers = detect()
     host.cgroup_controllers = tuple(controllers)
     if host.euid != 0 or not host.initial_user_namespace:

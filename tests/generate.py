@@ -308,6 +308,7 @@ def hosts(draw: st.DrawFn) -> Host:
     less = host.bounding & draw(st.sampled_from((everything, SYS_ADMIN, everything & ~SYS_ADMIN)))
     host.capabilities = 0 if host.euid else less
     host.initial_user_namespace = draw(st.booleans())
+    host.denies_setgroups = not host.initial_user_namespace and draw(st.booleans())
     host.cgroup_mode = draw(st.sampled_from(("v1", "v2", "hybrid", "none")))
     if host.cgroup_mode in ("v1", "hybrid"):
         host.cgroup_mounts = {name: f"/sys/fs/cgroup/{name.removeprefix('name=')}" for name in V1}

@@ -69,6 +69,25 @@ def test_who_it_is(box: Unprivileged) -> None:
     assert shown.split() == ["0", "0", "0", str(USER), "1", "deny"]
 
 
+def test_as_root_of_a_user_namespace(box: Unprivileged) -> None:
+    """As engines of users without subordinate ids call us: setgroups(2) is denied (user_namespaces(7)), and their /dev
+    has what is below it locked to it (mount_namespaces(7))."""
+    box.config = rootless(default(False), 0, 0)
+    box.process.update(terminal=False, args=["sh", "-c", "cat /proc/self/uid_map; exec sleep 100"])
+    box.write()
+    script = f"""p='{" ".join(box.command()[len(BECOME) :])}'; b='{box.bundle}'
+        $p run --detach --bundle $b x </dev/null >$b/out 2>&1; $p exec x id -u </dev/null; $p delete --force x
+        cat $b/out"""
+    words = [*BECOME, "unshare", "--map-root-user", "--mount", "--", "sh", "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["0", "0", "0", "1"], "")
+    # groups that are asked for are not left out
+    box.process["user"]["additionalGids"] = [0]
+    box.write()
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+    assert "/process/user/additionalGids" in done.stdout
+
+
 def test_clocks(box: Unprivileged) -> None:
     """The offsets are written while the new process's files are still its user's."""
     box.namespace("time")

@@ -43,8 +43,11 @@ def own_null(host: Host, process: Process | None, origin: str = LIFECYCLE) -> li
 
 
 def null_again(host: Host, ops: list[Op], origin: str) -> list[Op]:
-    """Open /dev/null as `@stream` on a mount that nobody sees, for `ops`, where root's rights make that worth while."""
-    if host.euid != 0 or not host.capabilities & SYS_ADMIN:
+    """Open /dev/null as `@stream` on a mount that nobody sees, for `ops`, where root's rights make that worth while.
+
+    Not in a user namespace: its root owns no node of the machine's, and what is mounted below /dev is locked to it.
+    """
+    if host.euid != 0 or not host.capabilities & SYS_ADMIN or not host.initial_user_namespace:
         return []
     null = Ref("devices"), b"null", k.O_RDWR | k.O_CLOEXEC
     again = [*ops, _close("stream", origin)]

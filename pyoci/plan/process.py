@@ -190,7 +190,8 @@ def plan_process(  # noqa: PLR0913 - the inputs of the order are these
             Op("fchown", (number, user.uid, k.UINT_MAX), f"{USER}/uid", tolerate=refused) for number in chown_stdio
         ]
     prepare.append(Op("prctl", (k.PR_SET_KEEPCAPS, 1, 0, 0, 0), CAPS_CLAUSE))
-    if drop_groups:
+    # what is denied to us is to all namespaces below ours, and nobody's to give up: only groups that are asked for fail
+    if drop_groups and (user.additional_gids or not host.denies_setgroups):
         groups = b"".join(gid.to_bytes(4, "little") for gid in user.additional_gids)
         words = f"{list(user.additional_gids)}"
         origin = f"{USER}/additionalGids" if groups else USER_CLAUSE
